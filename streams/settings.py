@@ -1,0 +1,116 @@
+"""All settings in one tree; the only place that reads the environment and livevalue.toml.
+
+`LIVEVALUE_` + section + `__` + name, for example LIVEVALUE_KAFKA__BOOTSTRAP. The tree stands
+here and not in `livevalue` because `faust -A streams.app worker` needs it too (ADR 2).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from featurestore.settings import FeatureSettings, StoreSettings, ValueSettings
+from scoring.settings import ModelSettings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """The log: where it is and what its topics are called."""
+
+    bootstrap: str = Field("", description="host:port[,host:port]; empty = embedded stack or error")
+    app: str = Field("livevalue", description="consumer group, prefix of transactional ids")
+    browse: str = "events.browse"
+    purchase: str = "events.purchase"
+    interaction: str = "events.interaction"
+    mixed: str = Field("", description="one topic with all types, instead of the three")
+    scores: str = "scores"
+    dlq: str = "events.dlq"
+    partitions: int = Field(8, ge=1, le=4096, description="of each input topic and of scores")
+    replication: int = Field(1, ge=1)
+    partitioner: Literal["murmur2", "crc32", "fnv1a"] = "murmur2"
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    ca_file: str = ""
+    session_timeout_s: float = 10.0
+    heartbeat_s: float = 3.0
+    instance_id: str = Field("", description="static membership; empty = dynamic")
+    max_record_bytes: int = Field(1 << 20, description="larger records are dead letters")
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Input topics; a source's index is its place here.
+
+        >>> KafkaSettings(mixed="events").sources
+        ('events',)
+        """
+        return (self.mixed,) if self.mixed else (self.browse, self.purchase, self.interaction)
+
+    @property
+    def published(self) -> str:
+        """Compacted topic with the identity and positions of the last published commit."""
+        return f"{self.scores}.published"
+
+
+class WorkerSettings(_Section):
+    """How a worker runs."""
+
+    batch: int = Field(4096, ge=1, description="most events folded in one step")
+    metrics_port: int = Field(0, ge=0, le=65535, description="/metrics, /livez, /readyz; 0 = free")
+    metrics_host: str = "127.0.0.1"
+    clock: Literal["wall", "log"] = Field("wall", description="`log` where history is played in")
+    idle_after_s: float = Field(86400.0, gt=0, description="a source at its end this long is idle")
+    idle_behind: timedelta = Field(
+        timedelta(hours=24), description="an idle source's clock is at least this far behind"
+    )
+    stall_s: float = Field(60.0, gt=0, description="lag with an unmoved watermark: exit non-zero")
+    outbox_users: int = Field(5000, ge=1, description="processing waits above this many")
+    transactions_per_s: float = Field(200.0, gt=0)
+    pause_ahead: timedelta = Field(
+        timedelta(hours=1), description="a source further ahead than this waits for the others"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class Settings(BaseSettings):
+    """Livevalue's settings: defaults < livevalue.toml < environment < arguments."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LIVEVALUE_",
+        env_nested_delimiter="__",
+        toml_file="livevalue.toml",
+        extra="forbid",
+        frozen=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    store: StoreSettings = StoreSettings()
+    value: ValueSettings = ValueSettings()
+    features: FeatureSettings = FeatureSettings()
+    model: ModelSettings = ModelSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over livevalue.toml."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
