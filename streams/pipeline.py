@@ -1,0 +1,433 @@
+"""The one path from events to values: load, fold, advance, rescore, commit.
+
+Live workers, replay, backfill and tests all enter here, so the same log gives the same values
+whoever reads it. This module knows neither Faust nor Kafka: it is given decoded events and the
+positions at which they end, and answers with what was committed and what is to be published.
+
+A row of the store is the featurestore's blob and the scorer's, joined behind a 4-byte
+little-endian length; they are joined and split only here. Times are integer milliseconds, UTC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.clock import Clocks
+from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome
+from featurestore.errors import StateFormatError
+from featurestore.features import FEATURES
+from featurestore.fold import Folded, FoldSettings, fold
+from featurestore.state import States, history
+from featurestore.store import (
+    Commit,
+    CommitOutcome,
+    FeatureStore,
+    Identity,
+    Letter,
+    Loaded,
+    Watermark,
+    Write,
+)
+from scoring.documents import Cause, Documents
+from scoring.scorer import Scorer
+from streams.deadletter import Reason, Rejected
+from streams.settings import Settings
+
+_LENGTH = struct.Struct("<I")
+_PARKED = {
+    Outcome.LATE: Reason.LATE,
+    Outcome.CONFLICT: Reason.CONFLICT,
+    Outcome.FUTURE: Reason.FUTURE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where a step ends in each source, and what the log looked like there."""
+
+    positions: tuple[int, ...]
+    marks: tuple[str, ...]
+    log_id: str
+    idle: tuple[bool, ...]
+
+
+@dataclass(slots=True)
+class Processed:
+    """What became of one step.
+
+    outcome None: the watermark that was read is not the expected one ("moved"): forget and claim.
+    split: the step is too large for one commit; nothing was written, halve it and call again.
+    """
+
+    outcome: CommitOutcome | None
+    watermark: Watermark
+    updates: dict[str, bytes] = field(default_factory=dict)  # user -> document, b"" = tombstone
+    letters: list[Letter] = field(default_factory=list)
+    split: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def fingerprint(settings: Settings, generation: str) -> str:
+    """What a store's name stands for: everything that changes a folded state or its value."""
+    features = settings.features.model_dump(mode="json")
+    what = {
+        "features": {k: v for k, v in features.items() if k not in _NOT_FOLDED},
+        "table": [f.name for f in FEATURES],
+        "value": settings.value.model_dump(mode="json"),
+        "sources": settings.kafka.sources,
+        "partitions": settings.kafka.partitions,
+        "partitioner": settings.kafka.partitioner,
+        "horizons": settings.model.horizons_days,
+        "generation": generation,
+    }
+    return hashlib.blake2b(
+        json.dumps(what, sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
+
+
+_NOT_FOLDED: frozenset[str] = frozenset()
+
+
+def join(state: bytes, score: bytes) -> bytes:
+    """One row of the store.
+
+    >>> split(join(b"state", b"score"))
+    (b'state', b'score')
+    """
+    return _LENGTH.pack(len(state)) + state + score
+
+
+def split(row: bytes) -> tuple[bytes, bytes]:
+    """The two halves of a row; StateFormatError where it is damaged."""
+    if len(row) < 4:
+        raise StateFormatError("a state of fewer than 4 bytes: restore the store or rebuild it")
+    end = 4 + int(_LENGTH.unpack_from(row)[0])
+    if end > len(row):
+        raise StateFormatError("a state is cut short: restore the store or rebuild it")
+    return row[4:end], row[end:]
+
+
+@dataclass(slots=True)
+class _Users:
+    """Loaded users: states, carries and the last documents' curves, in one order."""
+
+    states: States
+    settled: npt.NDArray[np.float32]  # (U, C)
+    head: npt.NDArray[np.float32]  # (U, C)
+    last: npt.NDArray[np.void]  # (U,) scorer's LAST: revision, as_of_ms, curve
+
+
+class Pipeline:
+    """Folds and scores batches of one deployment into one store with one generation."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        scorer: Scorer,
+        settings: Settings,
+        *,
+        publishes: bool = True,
+        cut_ms: int | None = None,
+    ) -> None:
+        self.store = store
+        self.scorer = scorer
+        self.settings = settings
+        self.publishes = publishes
+        self.fold_settings = FoldSettings.of(
+            settings.features, settings.kafka.sources, cut_ms=cut_ms
+        )
+        self.generation = scorer.generation.id
+        self.fingerprint = fingerprint(settings, self.generation)
+        self.documents = Documents(settings.value, settings.model, scorer.generation)
+        self._max_bytes = int(settings.store.max_commit_mib * (1 << 20))
+
+    async def process(
+        self,
+        partition: int,
+        token: str,
+        before: Watermark | None,
+        after: Positions,
+        batch: EventBatch,
+        rejected: Sequence[Rejected],
+        now_ms: int,
+        *,
+        seq_at_least: int = 0,
+    ) -> Processed:
+        """Fold `batch` and everything it changes into the store, in one atomic commit.
+
+        before: the watermark that the caller believes in, None for a partition never folded.
+        after: where the batch ends. rejected: what could not be decoded up to there.
+        Raises StoreUnavailable with an unknown outcome: forget and claim again.
+        """
+        loaded = await self.store.load(partition, batch.users)
+        if not _same(loaded, token, before):
+            return Processed(None, _or_empty(before, after, self))
+        users = self._unpack(batch.users, loaded.states)
+        clocks = _clocks(before, after, len(self.settings.kafka.sources))
+        folded = fold(users.states, batch, clocks, self.fold_settings)
+        users.states = folded.states
+        users.settled, users.head = self.scorer.advance(folded, users.settled, users.head)
+
+        seq = max(before.identity.seq if before else 0, seq_at_least) + 1
+        watermark = Watermark(
+            positions=after.positions,
+            clocks=tuple(int(t) for t in folded.clocks.times_ms),
+            identity=Identity(seq, token),
+            log_id=after.log_id,
+            marks=after.marks,
+            fingerprint=self.fingerprint,
+            generation=self.generation,
+            base=before.base if before else "",
+            published=before.published if before else None,
+            progress=before.progress if before else "",
+            idle=after.idle,
+        )
+        erased = np.zeros(len(batch.users), bool)
+        erased[folded.erased] = True
+        touched = np.flatnonzero(folded.touched & ~erased)
+        causes = self._causes(partition, batch, folded, touched)
+        writes = self._writes(users, touched, seq, causes, None)
+        writes += self._wipes(users, np.flatnonzero(erased))
+        letters = _letters(batch, folded, rejected)
+        done = await self._commit(partition, token, before, watermark, writes, letters)
+        done.counts.update(_counts(folded, rejected))
+        if not done.split:
+            return done
+        if batch.size + len(batch.erases) + len(rejected) > 1:
+            return done
+        # One record cannot be halved: let it through, the store's own limit is far higher.
+        return await self._commit(partition, token, before, watermark, writes, letters, cap=False)
+
+    async def refresh(
+        self,
+        partition: int,
+        token: str,
+        before: Watermark,
+        users: Sequence[str],
+        as_of_ms: int | None,
+        cause: str,
+        *,
+        seq_at_least: int = 0,
+        progress: str = "",
+    ) -> Processed:
+        """Publish `users` again, without moving a position.
+
+        cause: "silence" (time has passed), "generation" (another model), "recover" (after a
+        roll-back of Redis). as_of_ms None keeps each user's own time. `progress` is kept in the
+        watermark with the rest, so that a roll-back redoes what it undid.
+        """
+        loaded = await self.store.load(partition, users)
+        seq = max(before.identity.seq, seq_at_least) + 1
+        watermark = Watermark(
+            positions=before.positions,
+            clocks=before.clocks,
+            identity=Identity(seq, token),
+            log_id=before.log_id,
+            marks=before.marks,
+            fingerprint=self.fingerprint,
+            generation=self.generation,
+            base=before.base,
+            published=before.published,
+            progress=progress or before.progress,
+            idle=before.idle,
+        )
+        if not _same(loaded, token, before):
+            return Processed(None, before)
+        held = self._unpack(users, loaded.states)
+        known = history(held.states)["first_ms"] != NO_TIME
+        rows = np.flatnonzero(known)
+        causes = [Cause(cause, None, None, None, None)] * len(rows)
+        writes = self._writes(held, rows, seq, causes, as_of_ms)
+        # A user without a single event left was erased: say so again.
+        writes += self._wipes(held, np.flatnonzero(~known), keep_state=loaded.states)
+        return await self._commit(partition, token, before, watermark, writes, [], cap=False)
+
+    def _unpack(self, users: Sequence[str], rows: Sequence[bytes | None]) -> _Users:
+        pairs = [(None, None) if row is None else split(row) for row in rows]
+        states = States.decode(list(users), [state for state, _ in pairs])
+        settled, head, last = self.scorer.unpack([score for _, score in pairs])
+        return _Users(states, settled, head, last)
+
+    def _writes(
+        self,
+        users: _Users,
+        rows: npt.NDArray[np.intp],
+        seq: int,
+        causes: Sequence[Cause],
+        as_of_ms: int | None,
+    ) -> list[Write]:
+        """Rescore `rows` and put together what the store shall hold of them."""
+        if not len(rows):
+            return []
+        states = users.states.select(rows)
+        head, last = users.head[rows], users.last[rows]
+        past = history(states)
+        # as_of never goes back: late money may arrive behind a silence update.
+        as_of = np.maximum(past["last_ms"], last["as_of_ms"])
+        if as_of_ms is not None:
+            as_of = np.maximum(as_of, as_of_ms)
+        prediction = self.scorer.rescore(states, head, as_of)
+        previous = self.scorer.previous_at(last, as_of)
+        documents: list[bytes | None] = [None] * len(rows)
+        if self.publishes:
+            documents = list(
+                self.documents.build(
+                    states.users, seq, as_of, prediction, past, last["revision"], previous, causes
+                )
+            )
+        latest = self.scorer.last(seq, as_of, prediction)
+        scores = self.scorer.pack(users.settled[rows], head, latest, states.has_tail())
+        headline = self.documents.headline
+        ranks = prediction.expected[:, 0, headline]
+        due = self.scorer.due_ms(prediction, as_of, headline)
+        return [
+            Write(
+                user,
+                join(state, score),
+                document,
+                float(rank),
+                None if when == NO_TIME else int(when),
+            )
+            for user, state, score, document, rank, when in zip(
+                states.users, states.encode(), scores, documents, ranks, due, strict=True
+            )
+        ]
+
+    def _wipes(
+        self,
+        users: _Users,
+        rows: npt.NDArray[np.intp],
+        keep_state: Sequence[bytes | None] | None = None,
+    ) -> list[Write]:
+        """Writes of erased users: the marker stays, the document goes."""
+        if not len(rows):
+            return []
+        if keep_state is not None:
+            return [
+                Write(users.states.users[r], keep_state[r] or b"", b"")
+                for r in rows
+                if keep_state[r] is not None
+            ]
+        states = users.states.select(rows)
+        empty = self.scorer.start(len(rows))
+        scores = self.scorer.pack(
+            empty, empty, self.scorer.no_last(len(rows)), states.has_tail()
+        )
+        return [
+            Write(user, join(state, score), b"" if self.publishes else None)
+            for user, state, score in zip(states.users, states.encode(), scores, strict=True)
+        ]
+
+    async def _commit(
+        self,
+        partition: int,
+        token: str,
+        before: Watermark | None,
+        watermark: Watermark,
+        writes: list[Write],
+        letters: list[Letter],
+        *,
+        cap: bool = True,
+    ) -> Processed:
+        size = sum(len(w.state) + len(w.document or b"") for w in writes)
+        if cap and size > self._max_bytes:
+            return Processed(None, watermark, split=True)
+        started = time.perf_counter()
+        outcome = await self.store.commit(
+            partition,
+            Commit(token, before, watermark, writes, letters, self.publishes),
+        )
+        counts: Counter[str] = Counter(users=len(writes), bytes=size)
+        counts["commit_us"] = int((time.perf_counter() - started) * 1e6)
+        updates = {w.user: w.document for w in writes if w.document is not None}
+        return Processed(outcome, watermark, updates, letters, counts=counts)
+
+    def _causes(
+        self,
+        partition: int,
+        batch: EventBatch,
+        folded: Folded,
+        rows: npt.NDArray[np.intp],
+    ) -> list[Cause]:
+        """The last event of each user that was folded, as its document names it."""
+        sources = self.settings.kafka.sources
+        at = folded.cause[rows]
+        kinds = batch.events["kind"][at]
+        topics = batch.events["source"][at]
+        offsets = batch.offset[at]
+        return [
+            # An erase can leave events that were folded in an earlier batch: no event here.
+            Cause(_TYPES[kind], batch.event_id[i], sources[source], partition, offset)
+            if i >= 0
+            else Cause("erase", None, None, None, None)
+            for i, kind, source, offset in zip(
+                at.tolist(), kinds.tolist(), topics.tolist(), offsets.tolist(), strict=True
+            )
+        ]
+
+
+_TYPES = {kind.value: kind.name.lower() for kind in Kind}
+
+
+def _same(loaded: Loaded, token: str, before: Watermark | None) -> bool:
+    """Whether the store still stands where the writer believes it does."""
+    if loaded.token != token:
+        return False
+    if loaded.watermark is None or before is None:
+        return loaded.watermark is before
+    return (loaded.watermark.positions, loaded.watermark.identity) == (
+        before.positions,
+        before.identity,
+    )
+
+
+def _clocks(before: Watermark | None, after: Positions, sources: int) -> Clocks:
+    times = before.clocks if before else (NO_TIME,) * sources
+    return Clocks(np.array(times, np.int64), np.array(after.idle, bool))
+
+
+def _or_empty(before: Watermark | None, after: Positions, pipeline: Pipeline) -> Watermark:
+    if before is not None:
+        return before
+    sources = len(after.positions)
+    return Watermark(
+        positions=(0,) * sources,
+        clocks=(NO_TIME,) * sources,
+        identity=Identity(0, ""),
+        log_id=after.log_id,
+        marks=("",) * sources,
+        fingerprint=pipeline.fingerprint,
+        generation=pipeline.generation,
+    )
+
+
+def _letters(
+    batch: EventBatch, folded: Folded, rejected: Sequence[Rejected]
+) -> list[Letter]:
+    """Dead letters of a step, in the order of their source and offset."""
+    letters = [Letter(r.source, r.offset, str(r.reason)) for r in rejected]
+    for outcome, reason in _PARKED.items():
+        for i in np.flatnonzero(folded.outcome == outcome):
+            source = int(batch.events["source"][i])
+            letters.append(Letter(source, int(batch.offset[i]), str(reason)))
+    return sorted(letters, key=lambda letter: (letter.source, letter.offset))
+
+
+def _counts(folded: Folded, rejected: Sequence[Rejected]) -> Counter[str]:
+    """Facts of a step, by outcome and by reason of rejection."""
+    numbers = np.bincount(folded.outcome, minlength=len(Outcome))
+    counts = Counter(
+        {outcome.name.lower(): int(numbers[outcome]) for outcome in Outcome if numbers[outcome]}
+    )
+    counts.update(f"rejected_{r.reason}" for r in rejected)
+    counts["touched"] = int(folded.touched.sum())
+    return counts
