@@ -1,0 +1,31 @@
+"""Model families, one a file; no family imports another.
+
+A family's module offers `load(manifest, files) -> ValueModel`, imports no torch at its top, and is
+named here. It is imported when a generation of it is loaded, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from scoring.generation import Manifest
+    from scoring.interface import ValueModel
+
+    Loader = Callable[[Manifest, Mapping[str, bytes]], ValueModel]
+
+
+def _family(module: str) -> Loader:
+    def load(manifest: Manifest, files: Mapping[str, bytes]) -> ValueModel:
+        return cast("Loader", import_module(module).load)(manifest, files)
+
+    return load
+
+
+FAMILIES: dict[str, Loader] = {
+    "mingru": _family("scoring.zoo.mingru"),
+    "linear": _family("scoring.zoo.linear"),
+    "prior": _family("scoring.zoo.prior"),
+}
