@@ -37,6 +37,8 @@ def test_expected_value_and_activity_are_those_of_the_simulated_mixture() -> Non
 
 def test_quantiles_given_activity_are_close_to_the_simulated_ones() -> None:
     q, mu, sigma = _random(24, 1, seed=3)
+    # a user's order values resemble each other from increment to increment
+    mu = (mu[..., :1] + 0.4 * (mu - 3)).astype(F32)
     got = prediction(mixture(q, mu, sigma, 1e9)).if_active
     errors = []
     for u in range(24):
@@ -58,7 +60,8 @@ def test_longer_horizons_are_never_worth_less() -> None:
     made = prediction(p, level=level, p_active=p.p_active * np.array([1.0, 0.5, 0.4], F32))
     for values in (made.expected, made.p_active, made.p50[:, None], made.p90[:, None]):
         assert (np.diff(values, axis=-1) >= 0).all()
-        assert np.isfinite(values).all() and (values >= 0).all()
+        assert np.isfinite(values).all()
+        assert (values >= 0).all()
     assert (made.p_active <= 1).all()
 
 
@@ -81,7 +84,8 @@ def test_a_quantile_below_the_mass_at_zero_is_zero() -> None:
     p = np.array([[0.05, 0.3, 0.8]], F32)
     zeros, ones = np.zeros((1, 3), F32), np.ones((1, 3), F32)
     median = mixture_quantile(0.5, p, zeros, ones)
-    assert median[0, 0] == 0 and median[0, 1] == 0 and median[0, 2] > 0
+    assert median[0, :2].tolist() == [0, 0]
+    assert median[0, 2] > 0
     r = np.random.default_rng(0)
     drawn = (r.random(400_000) < 0.8) * np.exp(r.normal(size=400_000))
     assert median[0, 2] == pytest.approx(np.median(drawn), rel=0.02)
