@@ -161,11 +161,13 @@ class Pipeline:
         now_ms: int,
         *,
         seq_at_least: int = 0,
+        capped: bool = True,
     ) -> Processed:
         """Fold `batch` and everything it changes into the store, in one atomic commit.
 
         before: the watermark that the caller believes in, None for a partition never folded.
         after: where the batch ends. rejected: what could not be decoded up to there.
+        capped: a step too large for one commit is refused with `split`.
         Raises StoreUnavailable with an unknown outcome: forget and claim again.
         """
         loaded = await self.store.load(partition, batch.users)
@@ -198,14 +200,11 @@ class Pipeline:
         writes = self._writes(users, touched, seq, causes, None)
         writes += self._wipes(users, np.flatnonzero(erased))
         letters = _letters(batch, folded, rejected)
-        done = await self._commit(partition, token, before, watermark, writes, letters)
+        # One record cannot be halved: it goes through, the store's own limit is far higher.
+        cap = capped and batch.size + len(batch.erases) + len(rejected) > 1
+        done = await self._commit(partition, token, before, watermark, writes, letters, cap=cap)
         done.counts.update(_counts(folded, rejected))
-        if not done.split:
-            return done
-        if batch.size + len(batch.erases) + len(rejected) > 1:
-            return done
-        # One record cannot be halved: let it through, the store's own limit is far higher.
-        return await self._commit(partition, token, before, watermark, writes, letters, cap=False)
+        return done
 
     async def refresh(
         self,
