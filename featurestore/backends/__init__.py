@@ -1,0 +1,1 @@
+"""Stores under one contract suite; the only place that imports redis."""

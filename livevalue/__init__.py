@@ -1,0 +1,1 @@
+"""Livevalue keeps the worth of every user current while events arrive."""

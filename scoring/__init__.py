@@ -1,0 +1,1 @@
+"""What a user is worth: values, models, generations. No Kafka, no Redis."""

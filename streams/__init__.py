@@ -1,0 +1,1 @@
+"""What happens when an event arrives: codec, pipeline, worker, publishing, replay."""
