@@ -1,0 +1,77 @@
+# Every target first makes sure that .venv holds the locked packages; nothing else is needed but
+# Python 3.11 or newer and git.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := requirements/base.txt requirements/train.txt requirements/dev.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+DEMO ?=
+TESTS ?= tests
+
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types imports contracts docs bench chaos lock clean
+
+help: ## What there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(STAMP) ## .venv with everything in it
+
+$(STAMP): pyproject.toml $(LOCKS) requirements/torch.txt
+	@echo "[1/4] virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "Python's venv module is missing: install python3-venv, or set PYTHON"; exit 1; }
+	@echo "[2/4] locked packages (a few minutes the first time)"
+	$(PIP) install --quiet --progress-bar on --require-hashes $(addprefix -r ,$(LOCKS))
+	@echo "[3/4] torch, for training only (the largest download)"
+	$(PIP) install --quiet --progress-bar on -r requirements/torch.txt
+	@echo "[4/4] livevalue itself"
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "installed"
+
+demo: install ## Real orders through Kafka, values moving on the terminal
+	$(BIN)/livevalue demo $(DEMO)
+
+test: install ## All tests, on an embedded Kafka and Valkey
+	$(BIN)/python -m pytest $(TESTS)
+
+# TESTED=1 says that `make test` has just passed, so that CI does not run the tests twice.
+check: lint types imports contracts docs $(if $(TESTED),,test) ## Lint, types, import and data contracts, docs, tests
+
+lint: install ## Style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy --strict, no package exempted
+	$(BIN)/mypy
+
+imports: install ## livevalue > streams > scoring > featurestore
+	$(BIN)/lint-imports
+
+contracts: install ## JSON Schema and test vectors are what the code generates
+	$(BIN)/python -m livevalue.contracts --check
+
+docs: install ## Generated pages are current, links lead somewhere
+	$(BIN)/python -m livevalue.settings_docs --check
+	$(BIN)/python docs/check_links.py
+
+bench: install ## Throughput and latency, into benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks
+
+chaos: install ## kill -9 at random moments, then count what was lost or doubled
+	$(BIN)/python -m benchmarks.chaos
+
+lock: install ## Pin the newest versions that pyproject.toml allows
+	cd requirements && for set in base train dev; do \
+		CUSTOM_COMPILE_COMMAND="make lock" ../$(COMPILE) --upgrade -o $$set.txt $$set.in || exit 1; \
+	done
+
+clean: ## Remove what was built here
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,51 @@
+"""Fixtures that every test may use: the embedded stack, fresh names, real data.
+
+One Kafka and one Valkey serve the whole run; tests keep apart by their own topic and key names.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and onnxruntime load: many small thread pools on few cores only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from livevalue.embedded import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_names = count(1)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running Kafka and Valkey: `.bootstrap`, `.redis_url`. Without Java this is an error."""
+    with Stack.started(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Prefix of topic names, consumer groups and transactional ids that no other test has."""
+    return f"t{os.getpid()}x{next(_names)}."
+
+
+@pytest.fixture
+def store_name() -> str:
+    """Name of a store that no other test has."""
+    return f"t{os.getpid()}x{next(_names)}"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real event logs; the test is skipped where it is missing."""
+    path = Path(os.environ.get("LIVEVALUE_DATA") or ROOT.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip("no folder of real event logs: set LIVEVALUE_DATA to one")
+    return path
