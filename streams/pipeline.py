@@ -60,6 +60,31 @@ class Positions:
     idle: tuple[bool, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Files that a store was folded from before its log: by hash, up to a cut.
+
+    Records of the log with an event time before `cut_ms` are then skipped, so that a
+    warehouse's export and the log's last days are not counted twice.
+
+    >>> Base.parse(Base("3f9c", 1000, 7).text()).cut_ms
+    1000
+    """
+
+    files: str  # hash of the files' contents
+    cut_ms: int | None  # None: everything in the files
+    steps: int  # folded so far, so that a backfill can go on where it stopped
+
+    def text(self) -> str:
+        """As it stands in the watermark."""
+        return json.dumps([self.files, self.cut_ms, self.steps])
+
+    @classmethod
+    def parse(cls, text: str) -> Base:
+        """Inverse of `text`."""
+        return cls(*json.loads(text))
+
+
 @dataclass(slots=True)
 class Processed:
     """What became of one step.
@@ -136,15 +161,13 @@ class Pipeline:
         settings: Settings,
         *,
         publishes: bool = True,
-        cut_ms: int | None = None,
     ) -> None:
         self.store = store
         self.scorer = scorer
         self.settings = settings
         self.publishes = publishes
-        self.fold_settings = FoldSettings.of(
-            settings.features, settings.kafka.sources, cut_ms=cut_ms
-        )
+        self._fold = FoldSettings.of(settings.features, settings.kafka.sources)
+        self._cut_folds: dict[int, FoldSettings] = {}
         self.generation = scorer.generation.id
         self.fingerprint = fingerprint(settings, self.generation)
         self.documents = Documents(settings.value, settings.model, scorer.generation)
@@ -162,12 +185,14 @@ class Pipeline:
         *,
         seq_at_least: int = 0,
         capped: bool = True,
+        base: str | None = None,
     ) -> Processed:
         """Fold `batch` and everything it changes into the store, in one atomic commit.
 
         before: the watermark that the caller believes in, None for a partition never folded.
         after: where the batch ends. rejected: what could not be decoded up to there.
         capped: a step too large for one commit is refused with `split`.
+        base: given while files are folded as the store's base; see `Base`.
         Raises StoreUnavailable with an unknown outcome: forget and claim again.
         """
         loaded = await self.store.load(partition, batch.users)
@@ -175,7 +200,7 @@ class Pipeline:
             return Processed(None, _or_empty(before, after, self))
         users = self._unpack(batch.users, loaded.states)
         clocks = _clocks(before, after, len(self.settings.kafka.sources))
-        folded = fold(users.states, batch, clocks, self.fold_settings)
+        folded = fold(users.states, batch, clocks, self._fold_settings(before, base))
         users.states = folded.states
         users.settled, users.head = self.scorer.advance(folded, users.settled, users.head)
 
@@ -188,7 +213,7 @@ class Pipeline:
             marks=after.marks,
             fingerprint=self.fingerprint,
             generation=self.generation,
-            base=before.base if before else "",
+            base=base if base is not None else (before.base if before else ""),
             published=before.published if before else None,
             progress=before.progress if before else "",
             idle=after.idle,
@@ -249,6 +274,17 @@ class Pipeline:
         # A user without a single event left was erased: say so again.
         writes += self._wipes(held, np.flatnonzero(~known), keep_state=loaded.states)
         return await self._commit(partition, token, before, watermark, writes, [], cap=False)
+
+    def _fold_settings(self, before: Watermark | None, base: str | None) -> FoldSettings:
+        """Settings of one fold; what the store's base has counted is cut from the log."""
+        cut_ms = Base.parse(before.base).cut_ms if before and before.base and base is None else None
+        if cut_ms is None:
+            return self._fold
+        if cut_ms not in self._cut_folds:
+            self._cut_folds[cut_ms] = FoldSettings.of(
+                self.settings.features, self.settings.kafka.sources, cut_ms=cut_ms
+            )
+        return self._cut_folds[cut_ms]
 
     def _unpack(self, users: Sequence[str], rows: Sequence[bytes | None]) -> _Users:
         pairs = [(None, None) if row is None else split(row) for row in rows]
