@@ -13,10 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from livevalue.embedded import Stack
+if TYPE_CHECKING:
+    from livevalue.embedded import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,8 @@ _names = count(1)
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running Kafka and Valkey: `.bootstrap`, `.redis_url`. Without Java this is an error."""
+    from livevalue.embedded import Stack  # here, so that tests of pure code load less
+
     with Stack.started(tmp_path_factory.mktemp("stack")) as running:
         yield running
 
