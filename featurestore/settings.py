@@ -24,7 +24,9 @@ class ValueRule(_Section):
     field: Literal["amount", "duration_ms", "dwell_ms", "rating", "one"] = Field(
         "amount", description="field of the event that is counted; `one` counts the event itself"
     )
-    weight: Decimal = Field(Decimal(1), description="multiplied with the field; 0.3 = a 30 % margin")
+    weight: Decimal = Field(
+        Decimal(1), description="multiplied with the field; 0.3 = a 30 % margin"
+    )
 
 
 class DatedRate(_Section):

@@ -1,0 +1,1 @@
+"""What is measured, and how: throughput, latency, size, and what survives kill -9."""
