@@ -90,6 +90,19 @@ class EventBatch:
         """Number of events, erase records not counted."""
         return len(self.events)
 
+    def before(self, cut_ms: int) -> EventBatch:
+        """The same batch without the events at or after `cut_ms` of event time."""
+        kept = np.flatnonzero(self.events["time_ms"] < cut_ms)
+        return EventBatch(
+            self.users,
+            self.user[kept],
+            self.events[kept],
+            self.offset[kept],
+            self.log_ms[kept],
+            self.erases,
+            [self.event_id[i] for i in kept],
+        )
+
     @classmethod
     def empty(cls) -> EventBatch:
         """A batch without events."""

@@ -161,11 +161,13 @@ class Pipeline:
         settings: Settings,
         *,
         publishes: bool = True,
+        progress: str = "",
     ) -> None:
         self.store = store
         self.scorer = scorer
         self.settings = settings
         self.publishes = publishes
+        self._progress = progress  # of a store that this pipeline begins
         self._fold = FoldSettings.of(settings.features, settings.kafka.sources)
         self._cut_folds: dict[int, FoldSettings] = {}
         self.generation = scorer.generation.id
@@ -215,7 +217,7 @@ class Pipeline:
             generation=self.generation,
             base=base if base is not None else (before.base if before else ""),
             published=before.published if before else None,
-            progress=before.progress if before else "",
+            progress=before.progress if before else self._progress,
             idle=after.idle,
         )
         erased = np.zeros(len(batch.users), bool)
