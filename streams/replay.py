@@ -125,8 +125,18 @@ async def replay(
     Claims each partition when its first step comes. Raises Stale where somebody else writes to
     the same store.
     """
-    done = into or Replayed()
-    tokens: dict[int, str] = {}
+    return await replay_claimed(steps, pipeline, {}, into or Replayed(), progress, total)
+
+
+async def replay_claimed(
+    steps: AsyncIterator[Step],
+    pipeline: Pipeline,
+    tokens: dict[int, str],
+    done: Replayed,
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> Replayed:
+    """`replay` for a caller who holds some partitions already, by `tokens`."""
     async for step in steps:
         if step.partition not in tokens:
             claim = await pipeline.store.claim(step.partition)
