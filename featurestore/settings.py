@@ -19,7 +19,7 @@ class _Section(BaseModel):
 class ValueRule(_Section):
     """One row of the value table: events of this type (and action) are worth weight x field."""
 
-    type: Literal["browse", "purchase", "interaction"]
+    type: Literal["browse", "purchase", "interaction"] = Field(description="type of the event")
     action: str | None = Field(None, description="only this action (interaction); none = any")
     field: Literal["amount", "duration_ms", "dwell_ms", "rating", "one"] = Field(
         "amount", description="field of the event that is counted; `one` counts the event itself"
@@ -32,17 +32,19 @@ class ValueRule(_Section):
 class DatedRate(_Section):
     """From `since` on, one unit of `currency` is worth `rate` of the deployment's currency."""
 
-    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217 code")
     since: str = Field(description="date, YYYY-MM-DD, UTC")
-    rate: Decimal = Field(gt=0)
+    rate: Decimal = Field(gt=0, description="units of the deployment's currency")
 
 
 class ValueSettings(_Section):
     """What counts as value."""
 
-    kind: Literal["money", "time", "count"] = "money"
+    kind: Literal["money", "time", "count"] = Field("money", description="what a value is")
     currency: str = Field("GBP", description="ISO 4217 code, or the unit's name when not money")
-    rules: tuple[ValueRule, ...] = (ValueRule(type="purchase"),)
+    rules: tuple[ValueRule, ...] = Field(
+        (ValueRule(type="purchase"),), description="the value table: what an event is worth"
+    )
     rates: tuple[DatedRate, ...] = Field((), description="other currencies are rejected without")
 
 
@@ -54,8 +56,12 @@ class FeatureSettings(_Section):
     skew: timedelta = Field(
         timedelta(minutes=10), description="how far an event time may exceed its record timestamp"
     )
-    half_lives_days: tuple[float, float, float] = (14.0, 45.0, 120.0)
-    session_gap: timedelta = timedelta(minutes=30)
+    half_lives_days: tuple[float, float, float] = Field(
+        (14.0, 45.0, 120.0), description="of decayed counts and decayed value"
+    )
+    session_gap: timedelta = Field(
+        timedelta(minutes=30), description="a longer pause begins another visit"
+    )
     carry_actions: tuple[str, ...] = Field(
         ("cart_add", "wishlist"), description="actions that step the carry beside value events"
     )

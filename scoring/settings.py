@@ -10,9 +10,12 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    horizons_days: tuple[int, ...] = (7, 30, 90)
+    horizons_days: tuple[int, ...] = Field((7, 30, 90), description="ascending; at least one")
     headline: str = Field("d90", description="horizon that ranks users")
-    silence_days: tuple[float, ...] = (0, 1, 3, 7, 14, 30, 60, 90, 180, 365)
+    silence_days: tuple[float, ...] = Field(
+        (0, 1, 3, 7, 14, 30, 60, 90, 180, 365),
+        description="days of silence at which a document says the value; 0 first",
+    )
     registry: str = Field(
         "store", description="`store` keeps generations in Redis; else an fsspec URL or a folder"
     )

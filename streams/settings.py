@@ -31,22 +31,28 @@ class KafkaSettings(_Section):
 
     bootstrap: str = Field("", description="host:port[,host:port]; empty = embedded stack or error")
     app: str = Field("livevalue", description="consumer group, prefix of transactional ids")
-    browse: str = "events.browse"
-    purchase: str = "events.purchase"
-    interaction: str = "events.interaction"
+    browse: str = Field("events.browse", description="input topic of what people look at")
+    purchase: str = Field("events.purchase", description="input topic of orders and refunds")
+    interaction: str = Field("events.interaction", description="input topic of everything else")
     mixed: str = Field("", description="one topic with all types, instead of the three")
-    scores: str = "scores"
-    dlq: str = "events.dlq"
+    scores: str = Field("scores", description="output topic, compacted, keyed by user")
+    dlq: str = Field("events.dlq", description="topic of dead letters, with reason and raw bytes")
     partitions: int = Field(8, ge=1, le=4096, description="of each input topic and of scores")
-    replication: int = Field(1, ge=1)
-    partitioner: Literal["murmur2", "crc32", "fnv1a"] = "murmur2"
-    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    username: str = ""
-    password: SecretStr = SecretStr("")
-    ca_file: str = ""
-    session_timeout_s: float = 10.0
-    heartbeat_s: float = 3.0
+    replication: int = Field(1, ge=1, description="of topics that `livevalue topics` makes")
+    partitioner: Literal["murmur2", "crc32", "fnv1a"] = Field(
+        "murmur2", description="how producers choose the partition: Java, librdkafka, Go clients"
+    )
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="protocol to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="with SASL only"
+    )
+    username: str = Field("", description="with SASL only")
+    password: SecretStr = Field(SecretStr(""), description="with SASL only")
+    ca_file: str = Field("", description="PEM file of the brokers' authority; none: the system's")
+    session_timeout_s: float = Field(10.0, gt=0, description="a silent worker is replaced after")
+    heartbeat_s: float = Field(3.0, gt=0, description="between heartbeats to the group")
     instance_id: str = Field("", description="static membership; empty = dynamic")
     max_record_bytes: int = Field(1 << 20, description="larger records are dead letters")
 
@@ -70,7 +76,7 @@ class WorkerSettings(_Section):
 
     batch: int = Field(4096, ge=1, description="most events folded in one step")
     metrics_port: int = Field(0, ge=0, le=65535, description="/metrics, /livez, /readyz; 0 = free")
-    metrics_host: str = "127.0.0.1"
+    metrics_host: str = Field("127.0.0.1", description="address of the metrics port")
     clock: Literal["wall", "log"] = Field("wall", description="`log` where history is played in")
     idle_after_s: float = Field(86400.0, gt=0, description="a source at its end this long is idle")
     idle_behind: timedelta = Field(
@@ -78,11 +84,13 @@ class WorkerSettings(_Section):
     )
     stall_s: float = Field(60.0, gt=0, description="lag with an unmoved watermark: exit non-zero")
     outbox_users: int = Field(5000, ge=1, description="processing waits above this many")
-    transactions_per_s: float = Field(200.0, gt=0)
+    transactions_per_s: float = Field(200.0, gt=0, description="most, of one worker")
     pause_ahead: timedelta = Field(
         timedelta(hours=1), description="a source further ahead than this waits for the others"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severe line that is written"
+    )
 
 
 class Settings(BaseSettings):
