@@ -60,7 +60,7 @@ contracts: install ## JSON Schema and test vectors are what the code generates
 
 docs: install ## Generated pages are current, links lead somewhere
 	$(BIN)/python -m livevalue.settings_docs --check
-	$(BIN)/python docs/check_links.py
+	$(BIN)/python -m tests.links
 
 bench: install ## Throughput and latency, into benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks

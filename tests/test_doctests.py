@@ -8,7 +8,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("featurestore", "scoring", "streams", "livevalue", "docs")
+PACKAGES = ("featurestore", "scoring", "streams", "livevalue", "tests.links")
 
 
 def _modules() -> list[str]:
@@ -16,7 +16,8 @@ def _modules() -> list[str]:
     for package in PACKAGES:
         root = importlib.import_module(package)
         names.append(package)
-        names += [found.name for found in pkgutil.walk_packages(root.__path__, f"{package}.")]
+        paths = getattr(root, "__path__", [])
+        names += [found.name for found in pkgutil.walk_packages(paths, f"{package}.")]
     return [name for name in names if not name.endswith("__main__")]
 
 

@@ -1,6 +1,6 @@
 """Checks that the links between the project's own pages lead somewhere.
 
-`python docs/check_links.py` prints each dead link with its page and exits with 1 if there is one.
+`python -m tests.links` prints each dead link with its page and exits with 1 if there is one.
 A link is dead where its file is missing or its file has no heading of that name (GitHub's rule:
 lower case, punctuation dropped, spaces to hyphens). Links to other hosts are not followed.
 """
@@ -19,9 +19,9 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def anchors(page: str) -> set[str]:
-    """Names that a page's headings can be linked by.
+    r"""Names that a page's headings can be linked by.
 
-    >>> sorted(anchors("# The commit protocol\\n## Order, lateness"))
+    >>> sorted(anchors("# The commit protocol\n## Order, lateness"))
     ['order-lateness', 'the-commit-protocol']
     """
     headings = _HEADING.findall(_FENCE.sub("", page))
