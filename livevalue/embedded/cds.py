@@ -10,18 +10,18 @@ works, more slowly, so a failure here is no error.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from livevalue.embedded.errors import StackError
+from livevalue.embedded.errors import Cancelled, StackError
 from livevalue.embedded.jars import Progress, cache_folder, exclusive
 from livevalue.embedded.java import Java
 from livevalue.embedded.ports import free
+from livevalue.embedded.process import run_kept
 
+_RETRY_S = 86400.0  # after a failure, such as a full disk, starts are not slowed for this long
 _WHAT = "preparing Java for fast starts"
 
 
@@ -30,83 +30,49 @@ def flags(java: Java, jars: Sequence[Path], progress: Progress | None = None) ->
     parts = [java.build, *(f"{jar} {jar.stat().st_size}" for jar in jars)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     archive = cache_folder() / f"classes-{key}.jsa"
-    failed = archive.with_suffix(".failed")
-    try:
-        if not archive.exists() and not failed.exists():
+    if not archive.exists() and not _failed_lately(archive):
+        try:
             with exclusive(archive.with_suffix(".lock")):
-                if not archive.exists() and not failed.exists():
+                if not archive.exists() and not _failed_lately(archive):
                     _make(java, jars, archive, progress)
-    except (OSError, StackError, subprocess.SubprocessError) as error:
-        failed.write_text(f"{error}\n")
+        except Cancelled:
+            raise
+        except (OSError, StackError) as error:
+            archive.with_suffix(".failed").write_text(f"{error}\n")
     if not archive.exists():
         return ["-Xshare:auto"]
     return ["-Xshare:auto", f"-XX:SharedArchiveFile={archive}", "-Xlog:disable", "-Xlog:all=error"]
 
 
-def _make(java: Java, jars: Sequence[Path], archive: Path, progress: Progress | None) -> None:
-    from livevalue.embedded.kafka import answers, environment, java_command, write_configuration
-
-    if progress:
-        progress(_WHAT, 0, 3)
-    folder = Path(tempfile.mkdtemp(prefix=".classes-", dir=archive.parent))
+def _failed_lately(archive: Path) -> bool:
     try:
+        return time.time() - archive.with_suffix(".failed").stat().st_mtime < _RETRY_S
+    except OSError:
+        return False
+
+
+def _make(java: Java, jars: Sequence[Path], archive: Path, progress: Progress | None) -> None:
+    # Here and not above: kafka.py asks this module for its flags.
+    from livevalue.embedded.kafka import Kafka, Runtime, environment
+
+    def tell(step: int) -> None:
+        if progress:
+            progress(_WHAT, step, 2)
+
+    tell(0)
+    with tempfile.TemporaryDirectory(prefix=".classes-", dir=archive.parent) as scratch:
+        folder = Path(scratch)
+        classes, made = folder / "classes.list", folder / "made.jsa"
         port = free(set())
-        controller = free({port})
-        write_configuration(folder, port, controller)
-        classes = folder / "classes.list"
-        base = [*java_command(java, jars, folder), "-Xshare:off", "-Xmx256m"]
-        recording = [*base, f"-XX:DumpLoadedClassList={classes}"]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        subprocess.run(
-            [
-                *base,
-                "kafka.tools.StorageTool",
-                *("format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ"),
-                *("-c", str(folder / "server.properties")),
-            ],
-            check=True,
-            timeout=60,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            **quiet,  # type: ignore[call-overload]
-        )
-        if progress:
-            progress(_WHAT, 1, 3)
-        broker = subprocess.Popen(
-            [*recording, "kafka.Kafka", str(folder / "server.properties")],
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            **quiet,  # type: ignore[call-overload]
-        )
-        try:
-            give_up = time.monotonic() + 60
-            while not answers(port):
-                if broker.poll() is not None or time.monotonic() > give_up:
-                    raise StackError("the broker that lists its classes did not start")
-                time.sleep(0.1)
-            broker.terminate()
-            broker.wait(30)
-        finally:
-            broker.kill()
-            broker.wait()
-        if progress:
-            progress(_WHAT, 2, 3)
-        made = folder / "made.jsa"
-        subprocess.run(
-            [
-                *(part for part in base if part != "-Xshare:off"),
-                "-Xshare:dump",
-                f"-XX:SharedClassListFile={classes}",
-                f"-XX:SharedArchiveFile={made}",
-            ],
-            check=True,
-            timeout=120,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            **quiet,  # type: ignore[call-overload]
-        )
+        listing = ["-Xshare:off", f"-XX:DumpLoadedClassList={classes}"]
+        broker = Kafka(folder / "kafka", port, free({port}), runtime=Runtime(java, jars, listing))
+        broker.start()
+        broker.stop()  # the list is complete when Java has ended of its own accord
+        tell(1)
+        dumping = ["-Xshare:dump", f"-XX:SharedClassListFile={classes}"]
+        command = Runtime(java, jars, [*dumping, f"-XX:SharedArchiveFile={made}"]).command(folder)
+        code, output = run_kept(command, cwd=folder, env=environment(), within_s=120.0)
+        if code:
+            raise StackError(f"java -Xshare:dump ended with code {code}:\n{output}")
         made.replace(archive)
-        if progress:
-            progress(_WHAT, 3, 3)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    tell(2)

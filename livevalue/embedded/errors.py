@@ -8,3 +8,7 @@ class StackError(Exception):
 
     Further lines, if any, are the last ones of the server's own log.
     """
+
+
+class Cancelled(StackError):
+    """The start was given up because the caller no longer wants it."""

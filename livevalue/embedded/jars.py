@@ -152,31 +152,29 @@ def _fetch(wanted: list[Jar], folder: Path, lock: Lock, progress: Progress | Non
         # Four at a time: most of the jars are small, and latency, not bandwidth, is the wait.
         with ThreadPoolExecutor(4, thread_name_prefix="fetch") as pool:
             futures = {pool.submit(_fetch_one, context, jar, folder): jar for jar in wanted}
-            for future in as_completed(futures):
-                jar = futures[future]
-                try:
+            try:
+                for future in as_completed(futures):
                     future.result()
-                except StackError:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                except Exception as error:  # jgo raises RuntimeError, requests its own tree
-                    pool.shutdown(cancel_futures=True)
-                    first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-                    raise StackError(
-                        f"cannot fetch {jar.coordinate} ({first[0]}): check the network, name a "
-                        "Maven repository under [repositories] in ~/.config/jgo.conf, set "
-                        "KAFKA_HOME to an unpacked Kafka, or LIVEVALUE_KAFKA__BOOTSTRAP to a "
-                        "running one"
-                    ) from error
-                done += jar.size
-                if progress:
-                    progress(what, done, lock.bytes)
+                    done += futures[future].size
+                    if progress:
+                        progress(what, done, lock.bytes)
+            except BaseException:  # Ctrl-C as well: what has not begun shall not
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _fetch_one(context: Any, jar: Jar, folder: Path) -> None:
     """Fetch, hash, and only then put in place, so that a file with that name is a good file."""
     group, artifact, version = jar.coordinate.split(":")
-    source: Path = context.project(group, artifact).at_version(version).artifact().resolve()
+    try:
+        source: Path = context.project(group, artifact).at_version(version).artifact().resolve()
+    except Exception as error:  # jgo raises RuntimeError, requests its own tree
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise StackError(
+            f"cannot fetch {jar.coordinate} ({first[0]}): check the network, name a Maven "
+            "repository under [repositories] in ~/.config/jgo.conf, set KAFKA_HOME to an "
+            "unpacked Kafka, or LIVEVALUE_KAFKA__BOOTSTRAP to a running one"
+        ) from error
     partial = folder / f".{jar.name}.part"
     digest = hashlib.sha256()
     with source.open("rb") as reader, partial.open("wb") as writer:
@@ -186,10 +184,9 @@ def _fetch_one(context: Any, jar: Jar, folder: Path) -> None:
     if digest.hexdigest() != jar.sha256:
         partial.unlink()
         raise StackError(
-            f"{jar.coordinate} from {source if source.is_relative_to(Path.home()) else 'Maven'} "
-            f"has SHA-256 {digest.hexdigest()[:16]}…, the lock file says {jar.sha256[:16]}…: it "
-            "was changed on the way or in the local Maven repository; delete it there, or try "
-            "another network"
+            f"{source} has SHA-256 {digest.hexdigest()[:16]}…, the lock file says "
+            f"{jar.sha256[:16]}…: it was changed on the way or in the local Maven repository; "
+            "delete it there, or try another network"
         )
     shutil.copymode(source, partial)
     partial.replace(folder / jar.name)

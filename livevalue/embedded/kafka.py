@@ -10,16 +10,16 @@ import base64
 import os
 import socket
 import struct
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from livevalue.embedded import cds, java
 from livevalue.embedded.errors import StackError
 from livevalue.embedded.jars import Progress, kafka_jars
 from livevalue.embedded.ports import LOOPBACK
-from livevalue.embedded.process import Server
+from livevalue.embedded.process import Server, run_kept
 
 # A new node, or one that was killed, waits in the controller for the session of its former
 # self to end. Kafka's 9 s make that 12-15 s after a kill -9, 3 s make it about 5 s; 1 s was
@@ -44,9 +44,34 @@ _LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs Kafka: a Java, a class path, and the flags of its shared archive."""
+
+    java: java.Java
+    jars: Sequence[Path]
+    shared: Sequence[str]
+
+    def command(self, folder: Path) -> list[str]:
+        """`java` with everything but heap and main class."""
+        return [
+            str(self.java.path),
+            "-XX:+UseSerialGC",
+            f"-Dlog4j2.configurationFile={folder / 'log4j2.xml'}",
+            f"-Dkafka.logs.dir={folder}",
+            "-Djava.awt.headless=true",
+            *self.shared,
+            "-cp",
+            os.pathsep.join(str(jar) for jar in self.jars),
+        ]
+
+
 class Kafka(Server):
-    """One broker. `fast` gives it the optimising compiler and a larger heap, for measuring:
-    without, it starts sooner and takes less memory."""
+    """One broker.
+
+    `fast` gives it the optimising compiler and a larger heap, for measuring; without, it
+    starts sooner and takes less memory.
+    """
 
     name = "kafka"
 
@@ -58,6 +83,7 @@ class Kafka(Server):
         *,
         fast: bool = False,
         progress: Progress | None = None,
+        runtime: Runtime | None = None,
         held: Sequence[int] = (),
     ) -> None:
         super().__init__(folder, ready_s=60.0, stop_s=20.0, held=held)
@@ -65,9 +91,7 @@ class Kafka(Server):
         self.controller_port = controller_port
         self.fast = fast
         self._progress = progress
-        self._java: java.Java | None = None
-        self._jars: list[Path] = []
-        self._shared: list[str] = []
+        self._runtime = runtime
 
     @property
     def bootstrap(self) -> str:
@@ -79,10 +103,9 @@ class Kafka(Server):
         return self.folder / "data"
 
     def prepare(self) -> None:
-        if self._java is None:
-            self._java = java.find()
-            self._jars = class_path(self._progress)
-            self._shared = cds.flags(self._java, self._jars, self._progress)
+        if self._runtime is None:
+            found, jars = java.find(), class_path(self._progress)
+            self._runtime = Runtime(found, jars, cds.flags(found, jars, self._progress))
         write_configuration(self.folder, self.port, self.controller_port)
         if not (self.data / "meta.properties").is_file():
             self._format()
@@ -94,29 +117,28 @@ class Kafka(Server):
         return environment()
 
     def _run_java(self) -> list[str]:
-        assert self._java is not None
+        assert self._runtime is not None
         heap = ["-Xms256m", "-Xmx512m"] if self.fast else ["-Xmx256m"]
         tier = [] if self.fast else ["-XX:TieredStopAtLevel=1"]
-        return [*java_command(self._java, self._jars, self.folder), *self._shared, *heap, *tier]
+        return [*self._runtime.command(self.folder), *heap, *tier]
 
     def _format(self) -> None:
         """A new cluster id into an empty folder."""
         # Kafka's ids are 16 bytes, URL-safe base64 without padding.
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        done = subprocess.run(
+        code, output = run_kept(
             [
                 *self._run_java(),
                 "kafka.tools.StorageTool",
                 *("format", "-t", cluster, "-c", str(self.folder / "server.properties")),
             ],
-            capture_output=True,
-            text=True,
-            env=dict(environment()),
-            stdin=subprocess.DEVNULL,
+            cwd=self.folder,
+            env=environment(),
+            within_s=60.0,
         )
-        if done.returncode:
-            said = "\n".join(self.telling((done.stdout + done.stderr).splitlines())[-12:])
-            raise StackError(f"Kafka cannot format {self.data}:\n{said}")
+        if code:
+            said = "\n".join(f"  {line}" for line in self.telling(output.splitlines())[-12:])
+            raise StackError(f"Kafka cannot format {self.data}; it says:\n{said}")
 
     def is_ready(self) -> bool:
         return answers(self.port)
@@ -144,19 +166,6 @@ def environment() -> dict[str, str]:
     """The caller's, less what would change how a Java starts."""
     hidden = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH")
     return {name: value for name, value in os.environ.items() if name not in hidden}
-
-
-def java_command(runtime: java.Java, jars: Sequence[Path], folder: Path) -> list[str]:
-    """`java` with everything but heap, shared archive and main class."""
-    return [
-        str(runtime.path),
-        "-XX:+UseSerialGC",
-        f"-Dlog4j2.configurationFile={folder / 'log4j2.xml'}",
-        f"-Dkafka.logs.dir={folder}",
-        "-Djava.awt.headless=true",
-        "-cp",
-        os.pathsep.join(str(jar) for jar in jars),
-    ]
 
 
 def write_configuration(folder: Path, port: int, controller_port: int) -> None:

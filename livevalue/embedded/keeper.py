@@ -33,6 +33,7 @@ def _die_with_keeper() -> None:
 
 
 def main(parent: int, command: list[str]) -> int:
+    """Run the command until it ends or the parent does; its exit code, 128 + signal if killed."""
     # Ctrl-C goes to the whole terminal group: the parent decides, not the keeper.
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)

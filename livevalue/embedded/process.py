@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from livevalue.embedded import keeper
-from livevalue.embedded.errors import StackError
+from livevalue.embedded.errors import Cancelled, StackError
 
 TAIL_LINES = 12
 
@@ -78,7 +79,7 @@ class Server:
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), *self.command()],
+                kept(self.command()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -106,7 +107,7 @@ class Server:
                 raise StackError(f"{self.name} ended with code {code} at its start{self.tail()}")
             if self.cancelled():
                 self.kill()
-                raise StackError(f"the start of {self.name} was cancelled")
+                raise Cancelled(f"the start of {self.name} was cancelled")
             if time.monotonic() > give_up:
                 self.kill()
                 raise StackError(
@@ -166,3 +167,34 @@ class Server:
     def telling(self, lines: list[str]) -> list[str]:
         """Those lines of the log that say why."""
         return lines
+
+
+def kept(command: Sequence[str]) -> list[str]:
+    """The command under a keeper, which wants a pipe as its standard input."""
+    return [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), *command]
+
+
+def run_kept(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], within_s: float
+) -> tuple[int, str]:
+    """Run a short command that, like the servers, ends with us: (exit code, what it said)."""
+    with tempfile.TemporaryFile() as output:
+        running = subprocess.Popen(
+            kept(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
+        )
+        assert running.stdin is not None
+        # Closing the pipe, on whatever way out, is what ends it.
+        with running.stdin:
+            try:
+                code = running.wait(within_s)
+            except subprocess.TimeoutExpired:
+                code = -1
+        running.wait(keeper.GRACE_S * 2)
+        output.seek(0)
+        return code, output.read().decode("utf-8", "replace")

@@ -44,6 +44,7 @@ def resolve(version: str) -> dict[str, object]:
 
 
 def main() -> None:
+    """Command line: the version of Kafka."""
     lock = resolve(sys.argv[1])
     target = Path(__file__).with_name("kafka.lock.json")
     target.write_text(json.dumps(lock, indent=1) + "\n")

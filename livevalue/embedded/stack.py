@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from livevalue.embedded import ports
+from livevalue.embedded.errors import Cancelled
 from livevalue.embedded.folder import RunFolder
 from livevalue.embedded.jars import Progress
 from livevalue.embedded.kafka import Kafka
@@ -114,6 +115,16 @@ class Stack:
     def _servers(self) -> list[Server]:
         return [server for server in (self.kafka, self.valkey) if server is not None]
 
+    def _tell(self, progress: Progress) -> Progress:
+        """Told of progress, a start that was cancelled meanwhile ends."""
+
+        def tell(what: str, done: int, of: int) -> None:
+            if self._cancelled.is_set():
+                raise Cancelled(f"{what}: cancelled")
+            progress(what, done, of)
+
+        return tell
+
     def _make_servers(self) -> None:
         held = (self._run.descriptor,)
         before = self._run.ports()
@@ -142,7 +153,7 @@ class Stack:
                 choose("kafka", self._kafka_port),
                 choose("controller", None),
                 fast=self._fast,
-                progress=self._progress or shown(),
+                progress=self._tell(self._progress or shown()),
                 held=held,
             )
         for server in self._servers():
