@@ -8,7 +8,6 @@ says so. Run as `faust -A benchmarks.naive worker`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import redis.asyncio
 
 from featurestore.features import FEATURES
-from scoring.generation import Generation
+from scoring.generation import load
 
 SOURCE = os.environ.get("NAIVE_TOPIC", "bench.naive")
 app = faust.App(
@@ -46,7 +45,7 @@ def model() -> Any:
     global _model
     if _model is None:
         folder = Path(os.environ["NAIVE_GENERATION"])
-        found = Generation.load({p.name: p.read_bytes() for p in folder.iterdir()})
+        found = load({p.name: p.read_bytes() for p in folder.iterdir()})
         _model = found.model
     return _model
 
@@ -81,4 +80,3 @@ async def score(stream: Any) -> None:
             "at": time.time(),
         }
         await scores.send(key=event["user_id"].encode(), value=json.dumps(document).encode())
-        await asyncio.sleep(0)

@@ -22,7 +22,7 @@ from typing import Any
 
 from featurestore.backends.redis import RedisStore
 from featurestore.store import FeatureStore
-from scoring.generation import Generation
+from scoring.generation import Generation, load
 from scoring.scorer import Scorer
 from streams.codec import Codec
 from streams.errors import Stale
@@ -215,7 +215,7 @@ def _job(
     async def work() -> Replayed:
         redis = RedisStore(settings.store, name=store)
         try:
-            pipeline = builder(redis, settings, Generation.load(generation_files))
+            pipeline = builder(redis, settings, load(generation_files))
             return await backfill_kafka(pipeline, partitions, topic_ids, progress=tell)
         finally:
             await redis.close()

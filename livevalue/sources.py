@@ -1,0 +1,109 @@
+"""SRC of the commands: `kafka`, an archive's folder, or event logs in files.
+
+Whatever it is, it becomes the same steps (streams.replay.Step), so that replay, backfill, retrain
+and evaluate do not care. Several may be given: they follow each other, as a warehouse's export
+and then the log's last days do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featurestore.columns import EventBatch
+from streams.archive import archive_steps, is_archive
+from streams.codec import Codec
+from streams.errors import LogFileError
+from streams.kafkalog import KafkaLog
+from streams.log import FileLog
+from streams.replay import Step, file_steps, kafka_steps
+from streams.settings import Settings
+
+KAFKA = "kafka"
+_STEP = 2000  # events a step
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How files are read; see interfaces of `--columns`, `--type`, `--order-lines`."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    type: str | None = None
+    order_lines: bool = False
+    anonymous: str = "skip"
+
+    def open(self, paths: Sequence[Path], settings: Settings) -> FileLog:
+        """The files as one log."""
+        return FileLog(
+            paths,
+            settings,
+            columns=dict(self.columns),
+            type=self.type,
+            order_lines=self.order_lines,
+            anonymous=self.anonymous,
+        )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`--columns user_id=CustomerID,amount=Total` as a mapping.
+
+    >>> parse_columns("user_id=CustomerID,amount=Total")
+    {'user_id': 'CustomerID', 'amount': 'Total'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    wrong = [name for name, equals, column in pairs if not (name and equals and column)]
+    if wrong:
+        raise LogFileError(
+            f"--columns {text!r}: write NAME=COLUMN[,NAME=COLUMN], for example "
+            "user_id=CustomerID,amount=Total"
+        )
+    return {name: column for name, _, column in pairs}
+
+
+class Source:
+    """One or several SRC of a command, opened for reading once."""
+
+    def __init__(self, src: Sequence[str], settings: Settings, options: FileOptions) -> None:
+        self._settings = settings
+        self._codec = Codec(settings)
+        self._kafka = KAFKA in src
+        self.archives = [Path(s) for s in src if s != KAFKA and is_archive(Path(s))]
+        self.files = [Path(s) for s in src if s != KAFKA and not is_archive(Path(s))]
+        missing = [str(path) for path in self.files if not path.is_file()]
+        if missing:
+            raise LogFileError(
+                f"{missing[0]} is neither a file, nor a folder that `livevalue archive` wrote, "
+                "nor the word kafka"
+            )
+        self.file_log = options.open(self.files, settings) if self.files else None
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """All steps: files first, then archives, then the topics up to their ends."""
+        kafka = self._settings.kafka
+        if self.file_log is not None:
+            async for step in file_steps(
+                self.file_log, kafka.partitions, len(kafka.sources), _STEP
+            ):
+                yield step
+        for folder in self.archives:
+            async for step in archive_steps(self._settings, self._codec, folder):
+                yield step
+        if self._kafka:
+            async with KafkaLog(kafka) as log:
+                for partition in range(kafka.partitions):
+                    ends = await log.ends(partition)
+                    async for step in kafka_steps(log, self._codec, partition, None, ends):
+                        yield step
+
+    def batches(self) -> Iterator[tuple[int, EventBatch]]:
+        """The same as plain (partition, batch) pairs, for training; opens its own event loop."""
+        with asyncio.Runner() as runner:
+            steps = self.steps()
+            while (step := runner.run(_next(steps))) is not None:
+                yield step.partition, step.batch
+
+
+async def _next(steps: AsyncIterator[Step]) -> Step | None:
+    return await anext(steps, None)
