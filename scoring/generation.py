@@ -72,7 +72,9 @@ class Generation:
 
 def build(manifest: Manifest, files: Mapping[str, bytes]) -> Generation:
     """Name the files in the manifest, hash it, and load the result as a worker would."""
-    manifest = manifest.model_copy(update={"sha256": {n: _sha(files[n]) for n in sorted(files)}})
+    manifest = manifest.model_copy(
+        update={"sha256": {safe_name(n): _sha(files[n]) for n in sorted(files)}}
+    )
     return load({MANIFEST: manifest.encode(), **files})
 
 

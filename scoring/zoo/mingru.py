@@ -12,17 +12,17 @@ mingru_net.py, which imports torch; this module does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from scoring import calibration
+from scoring.errors import GenerationError
 from scoring.generation import Manifest
 from scoring.heads import Mixture, prediction, totals
 from scoring.interface import Floats, Prediction
 from scoring.serving import Lazy, run_chunked, weights
-
-Calibrator = Callable[[Floats, Floats], tuple[Floats | None, Floats | None]]
 
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
@@ -39,7 +39,7 @@ class MinGRU:
         self._bias = (arrays["b1"], arrays["b2"])
         self._width = arrays["w2"].shape[0]
         self._head = Lazy(files[GRAPH])
-        self._calibration = _calibrator(manifest)
+        self._calibration = calibration.of(manifest.calibration)
         self.carry_size = 2 * self._width
         self.horizons_s = manifest.horizons_s
 
@@ -64,17 +64,7 @@ class MinGRU:
             self._head.get(), {"carry": carries, "features": features}, features.shape[1]
         )
         made = Mixture(expected, p_active, *totals(q, mu, sigma))
-        if self._calibration is None:
-            return prediction(made)
         return prediction(made, *self._calibration(expected, p_active))
-
-
-def _calibrator(manifest: Manifest) -> Calibrator | None:
-    if not manifest.calibration:
-        return None
-    from scoring import calibration
-
-    return calibration.of(manifest.calibration)
 
 
 def _runs(
@@ -116,4 +106,9 @@ def _scan(
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> MinGRU:
     """Found by scoring.zoo.FAMILIES."""
-    return MinGRU(manifest, files)
+    try:
+        return MinGRU(manifest, files)
+    except KeyError as error:
+        raise GenerationError(
+            f"the generation lacks {error}: publish it again, or promote another"
+        ) from error

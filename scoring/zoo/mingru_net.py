@@ -186,7 +186,9 @@ def _graph(net: Net) -> onnx.ModelProto:
 
     def node(op: str, inputs: str, outputs: str, **attributes: int) -> onnx.NodeProto:
         names = outputs.split()
-        return helper.make_node(op, inputs.split(), names, f"{op}_{names[0]}", **attributes)
+        made = helper.make_node(op, inputs.split(), names, f"{op}_{names[0]}")
+        made.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        return made
 
     nodes = [
         node("Sub", "features f_mean", "centred"),

@@ -58,14 +58,16 @@ def steps(
 
 
 def one_by_one(net: Net, tokens: Tensor, lengths: list[int]) -> Tensor:
-    made, at = [], 0
+    made: list[Tensor] = []
+    at = 0
     for n in lengths:
         carry = torch.zeros(1, 2 * W)
         for i in range(at, at + n):
             carry = net.step(carry, tokens[i : i + 1])
             made.append(carry)
         at += n
-    return torch.cat(made)
+    whole: Tensor = torch.cat(made)
+    return whole
 
 
 def test_the_parallel_sequence_equals_single_steps_in_values_and_gradients() -> None:
