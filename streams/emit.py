@@ -1,0 +1,124 @@
+"""What goes out, as Kafka records: values, dead letters, and the record of what was published.
+
+`scores` carries each user's last document, key = user id, null = erased. The dead-letter topic
+carries a rejected record as it came in, raw, with Kafka Connect's header names beside its own
+headers. `<scores>.published` (compacted, partition p for input partition p) says up to which
+commit partition p has been published: it is written in the same transaction as the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featurestore.store import Identity, Letter
+from streams.delivery import RawRecord
+
+Headers = list[tuple[str, bytes]]
+
+JSON_HEADERS: Headers = [("content-type", b"application/json")]
+_CONNECT = "__connect.errors."
+GONE = "gone"  # value of `livevalue.raw` where the log no longer holds the record
+TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How far partition p is published: identity of the last commit and where it ended."""
+
+    identity: Identity
+    positions: tuple[int, ...]
+    log_id: str
+
+    def encode(self) -> bytes:
+        """As the value of a record.
+
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b")
+        >>> Published.decode(p.encode()) == p
+        True
+        """
+        return json.dumps(
+            {
+                "v": 1,
+                "seq": self.identity.seq,
+                "writer": self.identity.writer,
+                "positions": self.positions,
+                "log_id": self.log_id,
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Published:
+        """From a record's value; ValueError where it is none of ours."""
+        try:
+            said = json.loads(value)
+            return cls(
+                Identity(int(said["seq"]), str(said["writer"])),
+                tuple(int(p) for p in said["positions"]),
+                str(said["log_id"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a record of what was published: {value[:80]!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A dead letter on its way out: its name, why, and the record if the log still has it."""
+
+    letter: Letter
+    detail: str = ""
+    record: RawRecord | None = None
+    sought: bool = False  # the log was asked and no longer holds it
+
+    def render(
+        self, topic: str, partition: int, limit: int
+    ) -> tuple[bytes | None, bytes | None, Headers]:
+        """Key, value and headers for the dead-letter topic; at most about `limit` bytes.
+
+        A value beyond the limit is cut and says so; of a record that is gone, only the name
+        of its place is left.
+        """
+        key = value = None
+        headers: Headers = []
+        raw = "whole"
+        if self.record is None:
+            raw = GONE
+        else:
+            key, value = self.record.key, self.record.value
+            headers += [(k, v or b"") for k, v in self.record.headers]
+            room = limit - sum(len(k) + len(v) for k, v in headers)
+            if room < 0:
+                headers, room, raw = [], limit, TRUNCATED
+            if key is not None and len(key) > room:
+                key, raw = key[:room], TRUNCATED
+            room -= len(key or b"")
+            if value is not None and len(value) > room:
+                value, raw = value[:room], TRUNCATED
+        letter = self.letter
+        said = {
+            "topic": topic,
+            "partition": str(partition),
+            "offset": str(letter.offset),
+            "stage": "VALUE_CONVERTER",
+            "exception.class.name": f"livevalue.{letter.reason}",
+            "exception.message": self.detail or letter.reason,
+        }
+        headers += [(_CONNECT + name, text.encode()[:512]) for name, text in said.items()]
+        headers.append(("livevalue.raw", raw.encode()))
+        return key, value, headers
+
+
+def latest(updates: Sequence[dict[str, bytes]]) -> dict[str, bytes]:
+    """Each user's last document, of commits in their order.
+
+    >>> latest([{"a": b"1", "b": b"1"}, {"a": b"2"}])
+    {'b': b'1', 'a': b'2'}
+    """
+    last: dict[str, bytes] = {}
+    for documents in updates:
+        for user, document in documents.items():
+            last.pop(user, None)
+            last[user] = document
+    return last

@@ -1,0 +1,109 @@
+"""Is this the log that the store was folded from, and is this the store that we published from?
+
+Identity of the logs: the UUID that the broker gives a topic when it is made (a topic that was
+deleted and made again has another one, and no client notices by itself), positions inside
+[log start, log end], and a mark: offset and hash of the last record before the watermark.
+
+A store without a watermark is a first start only if nothing points at an earlier life: nothing
+published, `scores` empty, the log whole from offset 0. Everything else halts the partition with
+an error that says what to run, and never skips silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from aiokafka import TopicPartition
+
+from featurestore.errors import StoreLost
+from featurestore.store import Watermark
+from streams.delivery import RawRecord
+from streams.emit import Published
+from streams.errors import LogReset, LogTruncated
+from streams.gap import Bounds, LogReader
+
+_ADOPT = "`livevalue recover adopt --dry-run` (keep the store, follow the new log)"
+_REBUILD = "`livevalue recover rebuild --dry-run` (fold archive and log again)"
+_WIPE = "`livevalue recover wipe --dry-run` (begin anew)"
+
+
+def record_mark(record: RawRecord) -> str:
+    """Fingerprint of a record with its offset: what stands before a watermark.
+
+    >>> from streams.delivery import Simple
+    >>> record_mark(Simple(7, b"ada", b"{}", 5)).split(":")[0]
+    '7'
+    """
+    seen = hashlib.blake2b(digest_size=8)
+    for part in (record.key, record.value):
+        seen.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
+    seen.update(int(record.timestamp).to_bytes(8, "little", signed=True))
+    return f"{record.offset}:{seen.hexdigest()}"
+
+
+def check_store(
+    partition: int,
+    watermark: Watermark | None,
+    published: Published | None,
+    bounds: Sequence[Bounds],
+    scores: Bounds,
+) -> None:
+    """Raise StoreLost where a store without a watermark is not a first start."""
+    if watermark is not None:
+        return
+    why = ""
+    if published is not None:
+        why = f"commit {published.identity.seq} of it was published"
+    elif scores.end > 0:
+        why = "the scores topic holds values of it"
+    elif any(b.start > 0 for b in bounds):
+        why = "the log no longer starts at offset 0"
+    if why:
+        raise StoreLost(
+            f"the store holds nothing of partition {partition}, yet {why}. Is it the right Redis "
+            f"and store name? If the store is lost, run {_REBUILD} or {_WIPE}"
+        )
+
+
+async def check_log(
+    reader: LogReader,
+    tps: Sequence[TopicPartition],
+    watermark: Watermark | None,
+    published: Published | None,
+    log_id: str,
+    bounds: Sequence[Bounds],
+) -> None:
+    """Raise LogReset or LogTruncated where the log is not the one we folded, or lacks a part."""
+    known = watermark.log_id if watermark else published.log_id if published else ""
+    if known and known != log_id:
+        raise LogReset(
+            f"the topics of partition {tps[0].partition} are not those that the store was folded "
+            f"from (made again?). Run {_ADOPT}, or {_WIPE}"
+        )
+    if watermark is None:
+        return
+    needed = published.positions if published else watermark.positions
+    for source, tp in enumerate(tps):
+        position, held = watermark.positions[source], bounds[source]
+        where = f"{tp.topic}/{tp.partition}"
+        if held.start > position and not (watermark.base and position == 0):
+            raise LogTruncated(
+                f"{where} starts at offset {held.start}, the store needs {position}: retention "
+                f"deleted what was never folded. Run {_REBUILD}"
+            )
+        if max(position, needed[source]) > held.end:
+            raise LogReset(
+                f"{where} ends at offset {held.end}, yet {max(position, needed[source])} was "
+                f"folded: the log was lost or cut. Run {_ADOPT}, or {_WIPE}"
+            )
+        mark = watermark.marks[source] if watermark.marks else ""
+        offset = int(mark.split(":", 1)[0]) if mark else -1
+        if offset < held.start:
+            continue
+        record = await reader.at(tp, offset)
+        if record is not None and record_mark(record) != mark:
+            raise LogReset(
+                f"{where} holds another record at offset {offset} than the one folded. "
+                f"Run {_ADOPT}, or {_WIPE}"
+            )

@@ -1,0 +1,247 @@
+"""Publishing one partition: committed documents to Kafka, in commit order, in transactions.
+
+Per claim one Publisher with one transactional producer (`<app>-<partition>`). Starting it fences
+a zombie and waits until the zombie's open transaction has ended; only then is the last published
+record read. All commits that wait go into one transaction: each user's last document, the dead
+letters with their raw bytes, and one record on `<scores>.published` that names the last commit
+and its positions. After that the outbox is trimmed up to the published entry.
+
+There is one way back from every error: this publisher is thrown away and the partition claimed
+again (a fenced aiokafka producer answers with bare AssertionErrors afterwards; `stop()` works).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, ProducerFenced
+
+from featurestore.errors import FeatureStoreError
+from featurestore.store import FeatureStore, Identity
+from streams.connection import aiokafka_options
+from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
+from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
+from streams.gap import LogReader
+from streams.metrics import Metrics
+from streams.settings import Settings
+
+# Below the broker's default limit of a batch (1 MiB) by a wide margin for record overhead.
+_BATCH_BYTES = 900_000
+_LETTER_BYTES = 4 << 20  # a dead letter's raw bytes; topics.py lets the DLQ hold this much
+_START_S = 20.0
+_TRANSACTION_S = 20.0
+_TRANSACTION_TIMEOUT_MS = 15_000
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One commit, or what a claim found in the outbox, waiting to be published."""
+
+    identity: Identity
+    positions: tuple[int, ...]
+    updates: dict[str, bytes]  # user -> document, b"" = tombstone
+    parked: list[Parked] = field(default_factory=list)
+    committed_s: float = field(default_factory=time.monotonic)
+
+
+class Pacer:
+    """At most `rate` turns a second, over all partitions of a worker."""
+
+    def __init__(self, rate: float) -> None:
+        self._gap_s = 1.0 / rate
+        self._next_s = 0.0
+
+    async def turn(self) -> None:
+        """Wait for the next turn."""
+        now = time.monotonic()
+        at = self._next_s = max(self._next_s + self._gap_s, now)
+        if at > now:
+            await asyncio.sleep(at - now)
+
+
+class Publisher:
+    """Publishes what one claim of one partition commits."""
+
+    def __init__(
+        self,
+        partition: int,
+        settings: Settings,
+        store: FeatureStore,
+        token: str,
+        log_id: str,
+        reader: LogReader,
+        pacer: Pacer,
+        metrics: Metrics,
+        progressed: Callable[[], None],
+    ) -> None:
+        self.partition = partition
+        self.error: Exception | None = None  # once set, this publisher is done for
+        self.users = 0  # documents waiting
+        self.published: Identity | None = None
+        self._kafka = settings.kafka
+        self._store = store
+        self._token = token
+        self._log_id = log_id
+        self._reader = reader
+        self._pacer = pacer
+        self._metrics = metrics
+        self._progressed = progressed
+        self._queue: deque[Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._producer: AIOKafkaProducer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was put is published."""
+        return not self._queue
+
+    async def start(self) -> None:
+        """Start the producer: fences whoever published this partition before."""
+        producer = AIOKafkaProducer(
+            **aiokafka_options(self._kafka),
+            transactional_id=f"{self._kafka.app}-{self.partition}",
+            linger_ms=0,
+            # aiokafka asks again this long after CONCURRENT_TRANSACTIONS; its 100 would be most
+            # of a transaction's time.
+            retry_backoff_ms=20,
+            request_timeout_ms=int(_TRANSACTION_S * 1000),
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=16 << 20,
+        )
+        try:
+            await asyncio.wait_for(producer.start(), _START_S)
+        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+            await _stop(producer)
+            raise LogUnavailable(
+                f"no transactional producer for partition {self.partition} "
+                f"({type(error).__name__}: {error}); is the broker up?"
+            ) from error
+        except BaseException:
+            await _stop(producer)
+            raise
+        self._producer = producer
+
+    async def last_published(self) -> Published | None:
+        """The last record of this partition on `<scores>.published`; None where there is none."""
+        record = await self._reader.last(TopicPartition(self._kafka.published, self.partition))
+        if record is None or record.value is None:
+            return None
+        return Published.decode(record.value)
+
+    def begin(self) -> None:
+        """From now on publish what is put."""
+        self._task = asyncio.create_task(self._run(), name=f"publish-{self.partition}")
+
+    def put(self, waiting: Waiting) -> None:
+        """Queue one commit; must be called in commit order."""
+        self._queue.append(waiting)
+        self.users += len(waiting.updates)
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Stop without publishing what waits; the next claim finds it in the outbox."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    await self._pacer.turn()
+                    await self._publish()
+        except (StreamsError, FeatureStoreError) as error:
+            self.error = error
+        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+            fenced = isinstance(error, ProducerFenced)
+            said = f"transaction of partition {self.partition}: {type(error).__name__} {error}"
+            self.error = Fenced(said) if fenced else PublishError(said)
+        except Exception as error:  # noqa: BLE001  the owner logs it and claims again
+            self.error = error
+        finally:
+            self._progressed()
+
+    async def _publish(self) -> None:
+        """One transaction with everything that waits, then trim the outbox."""
+        commits = list(self._queue)
+        last = commits[-1]
+        documents = latest([c.updates for c in commits])
+        letters = [await self._raw(p) for c in commits for p in c.parked]
+        began = time.monotonic()
+        await asyncio.wait_for(self._transact(documents, letters, last), _TRANSACTION_S)
+        done = time.monotonic()
+        self._metrics.publish_s.observe(done - began)
+        self._metrics.transactions.inc()
+        self._metrics.published.inc(len(documents))
+        self._metrics.letters.inc(len(letters))
+        for commit in commits:
+            self._metrics.lag_s.observe(done - commit.committed_s)
+            self._queue.popleft()
+            self.users -= len(commit.updates)
+        self.published = last.identity
+        self._progressed()
+        if not await self._store.trim(self.partition, self._token, last.identity):
+            raise Fenced(f"partition {self.partition} was claimed by another worker")
+
+    async def _transact(
+        self, documents: dict[str, bytes], letters: list[Parked], last: Waiting
+    ) -> None:
+        producer = self._producer
+        assert producer is not None, "start() comes before begin()"
+        kafka, p = self._kafka, self.partition
+        await producer.begin_transaction()
+        sent: list[Any] = []
+
+        async def send(topic: str, rows: list[tuple[bytes | None, bytes | None, Headers]]) -> None:
+            # Whole batches: a future for each record would cost ten times the append.
+            builder = producer.create_batch()
+            for key, value, headers in rows:
+                if builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                    sent.append(await producer.send_batch(builder, topic, partition=p))
+                    builder = producer.create_batch()
+                    builder.append(timestamp=None, key=key, value=value, headers=headers)
+            if builder.record_count():
+                sent.append(await producer.send_batch(builder, topic, partition=p))
+
+        await send(
+            kafka.scores,
+            [(user.encode(), doc or None, JSON_HEADERS) for user, doc in documents.items()],
+        )
+        await send(
+            kafka.dlq,
+            [x.render(kafka.sources[x.letter.source], p, _LETTER_BYTES) for x in letters],
+        )
+        mark = Published(last.identity, last.positions, self._log_id)
+        await send(kafka.published, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
+        await asyncio.gather(*sent)
+        await producer.commit_transaction()
+
+    async def _raw(self, parked: Parked) -> Parked:
+        """With its record, from memory or read again from the log."""
+        if parked.record is not None or parked.sought:
+            return parked
+        letter = parked.letter
+        tp = TopicPartition(self._kafka.sources[letter.source], self.partition)
+        return replace(parked, record=await self._reader.at(tp, letter.offset), sought=True)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """Close a producer in whatever state; what it had open is aborted by the next one's start."""
+    try:
+        await asyncio.wait_for(producer.stop(), 3.0)
+    except (KafkaError, OSError, TimeoutError, AssertionError):
+        pass
