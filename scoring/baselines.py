@@ -125,7 +125,8 @@ def _fit(
     """
 
     def on_log(z: Values) -> float:
-        value = loss(np.exp(z))
+        with np.errstate(all="ignore"):  # far off the ridge terms overflow: no minimum there
+            value = loss(np.exp(z))
         return value + 1e-7 * float(z @ z) if np.isfinite(value) else 1e10
 
     bounds = [(np.log(1e-4), np.log(highest))] * len(starts[0])
