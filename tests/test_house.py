@@ -83,7 +83,7 @@ def test_the_main_dependencies_hold_no_torch() -> None:
         for line in (ROOT / "requirements/base.txt").read_text().splitlines()
         if "==" in line
     }
-    assert not {"torch", "onnx", "lifetimes"} & (names | locked)
+    assert not {"torch", "onnx"} & (names | locked)
     assert names <= locked, "run make lock"
 
 
