@@ -1,0 +1,331 @@
+"""The topics: what they should be, what they are, and making the one into the other.
+
+| topic | partitions | kept | key |
+|---|---|---|---|
+| each source (three, or one mixed) | n | for good: replay folds it from the beginning | user |
+| scores | n | compacted: a user's last document | user |
+| scores.published | n | compacted: a partition's last published commit | partition |
+| events.dlq | 1 | for good | that of the bad record |
+
+A user's partition number is the same in every one of the first two, so n must be equal, and it
+stays: more partitions would move users away from their states. `apply` makes what is missing
+and compacts what must be compacted; whatever else exists is left as its owner set it.
+
+All of it through kafka-python's admin client, blocking: for commands and the start of a worker,
+not for an event loop. `connection` serves every kafka-python client of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import kafka.errors as driver
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, NewTopic
+
+from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
+from streams.settings import KafkaSettings, Settings
+
+Role = Literal["source", "scores", "published", "dlq"]
+Action = Literal["create", "compact", "keep"]
+
+# No record of a source is lost to age: timestamps of a history played in are years old, and the
+# default of 7 days would delete it at once.
+_FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1"}
+_COMPACTED = {
+    "cleanup.policy": "compact",
+    # Only closed segments are compacted; the default closes one after 7 days or 1 GiB.
+    "segment.ms": str(3_600_000),
+    "segment.bytes": str(64 << 20),
+}
+# A dead letter holds the whole bad record and headers about it.
+_DLQ_ROOM = 64 << 10
+_BOOTSTRAP_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """One topic, and what `apply` does or did to it."""
+
+    name: str
+    role: Role
+    partitions: int
+    replication: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    action: Action = "create"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a topic with which a worker cannot work; the message says what to do."""
+
+    topic: str
+    message: str
+
+
+def wanted(kafka: KafkaSettings) -> list[TopicPlan]:
+    """The topics as they are made on an empty broker; asks nobody.
+
+    >>> [(t.name, t.partitions) for t in wanted(KafkaSettings(mixed="events", partitions=3))]
+    [('events', 3), ('scores', 3), ('scores.published', 3), ('events.dlq', 1)]
+    """
+    n, replicas = kafka.partitions, kafka.replication
+    safe = {"min.insync.replicas": str(replicas - 1)} if replicas > 2 else {}
+    # Above our own limit, so that a record that is too large reaches the dead letters with its
+    # reason instead of being refused to its producer.
+    source = _FOREVER | safe | {"max.message.bytes": str(4 * kafka.max_record_bytes)}
+    dlq = _FOREVER | safe | {"max.message.bytes": str(4 * kafka.max_record_bytes + _DLQ_ROOM)}
+    return [
+        *(TopicPlan(name, "source", n, replicas, source) for name in kafka.sources),
+        TopicPlan(kafka.scores, "scores", n, replicas, _COMPACTED | safe),
+        TopicPlan(kafka.published, "published", n, replicas, _COMPACTED | safe),
+        TopicPlan(kafka.dlq, "dlq", 1, replicas, dlq),
+    ]
+
+
+def plan(settings: Settings) -> list[TopicPlan]:
+    """What `apply` would do; changes nothing."""
+    with _admin(settings.kafka) as admin:
+        return _planned(settings.kafka, _found(admin, settings.kafka))
+
+
+def apply(settings: Settings) -> list[TopicPlan]:
+    """Make the missing topics, compact the outputs; what was done. A second call does nothing."""
+    kafka = settings.kafka
+    with _admin(kafka) as admin:
+        steps = _planned(kafka, _found(admin, kafka))
+        new = [
+            NewTopic(step.name, step.partitions, step.replication, topic_configs=dict(step.config))
+            for step in steps
+            if step.action == "create"
+        ]
+        for topic in new:
+            try:
+                admin.create_topics([topic], wait_for_metadata=True)
+            except driver.TopicAlreadyExistsError:
+                pass  # another worker was faster
+            except (driver.InvalidReplicationFactorError, driver.PolicyViolationError) as error:
+                raise TopicError(
+                    f"the broker refuses topic {topic.name} with replication "
+                    f"{kafka.replication} ({type(error).__name__}): "
+                    "set LIVEVALUE_KAFKA__REPLICATION to at most the number of brokers"
+                ) from error
+        for step in steps:
+            if step.action == "compact":
+                change = {"cleanup.policy": "compact"}
+                admin.alter_configs([ConfigResource("TOPIC", step.name, change)])
+    return steps
+
+
+def check(settings: Settings) -> list[Problem]:
+    """Everything about the topics that would keep a worker from working; empty = well."""
+    with _admin(settings.kafka) as admin:
+        return _problems(settings.kafka, _found(admin, settings.kafka))
+
+
+def require(settings: Settings) -> None:
+    """Raise TopicError with the first problem that `check` finds."""
+    problems = check(settings)
+    if problems:
+        raise TopicError(problems[0].message)
+
+
+def topic_ids(settings: Settings) -> dict[str, str]:
+    """UUID of each source topic: a topic that was recreated under its name has another one."""
+    with _admin(settings.kafka) as admin:
+        found = _found(admin, settings.kafka)
+    for name in settings.kafka.sources:
+        if name not in found:
+            raise TopicError(_missing(name))
+    return {name: found[name].id for name in settings.kafka.sources}
+
+
+def connection(kafka: KafkaSettings) -> dict[str, Any]:
+    """Arguments of a kafka-python client: address, TLS, SASL.
+
+    >>> connection(KafkaSettings(bootstrap="127.0.0.1:9092"))["bootstrap_servers"]
+    ['127.0.0.1:9092']
+    """
+    if not kafka.bootstrap:
+        raise LogError(
+            "no broker is configured: set LIVEVALUE_KAFKA__BOOTSTRAP to host:port, "
+            "or start one with `livevalue up`"
+        )
+    options: dict[str, Any] = {
+        "bootstrap_servers": [part.strip() for part in kafka.bootstrap.split(",")],
+        "security_protocol": kafka.security,
+        "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+        "client_id": kafka.app,
+    }
+    if kafka.ca_file:
+        options["ssl_cafile"] = kafka.ca_file
+    if kafka.security.startswith("SASL"):
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+        options["sasl_plain_username"] = kafka.username
+        options["sasl_plain_password"] = kafka.password.get_secret_value()
+    return options
+
+
+@contextmanager
+def translated(kafka: KafkaSettings) -> Iterator[None]:
+    """kafka-python's errors, said in ours, with what the operator does next."""
+    try:
+        yield
+    except StreamsError:
+        raise
+    except (
+        driver.SaslAuthenticationFailedError,
+        driver.UnsupportedSaslMechanismError,
+        driver.IllegalSaslStateError,
+    ) as error:
+        raise LogAuthError(
+            f"the broker at {kafka.bootstrap} refuses the login of {kafka.username!r} "
+            f"({type(error).__name__}): check LIVEVALUE_KAFKA__USERNAME, __PASSWORD and "
+            "__SASL_MECHANISM"
+        ) from error
+    except (
+        driver.TopicAuthorizationFailedError,
+        driver.ClusterAuthorizationFailedError,
+        driver.GroupAuthorizationFailedError,
+        driver.TransactionalIdAuthorizationFailedError,
+    ) as error:
+        raise LogAuthError(
+            f"{kafka.username or 'this client'} may not do that at {kafka.bootstrap} "
+            f"({type(error).__name__}): ask for the permission (docs/operations.md lists them)"
+        ) from error
+    except driver.UnknownTopicOrPartitionError as error:
+        raise TopicError(f"a topic is missing: run `livevalue topics --apply` ({error})") from error
+    except (driver.KafkaTimeoutError, driver.KafkaConnectionError) as error:
+        raise LogUnavailable(
+            f"no broker answers at {kafka.bootstrap} with {kafka.security}: start one "
+            "(`livevalue up`), or check LIVEVALUE_KAFKA__BOOTSTRAP and __SECURITY"
+        ) from error
+    except driver.KafkaError as error:
+        kind = LogUnavailable if error.retriable else LogError
+        raise kind(f"the broker at {kafka.bootstrap} answers: {error}") from error
+    except OSError as error:
+        raise LogError(
+            f"cannot connect to {kafka.bootstrap} ({error}): check LIVEVALUE_KAFKA__BOOTSTRAP "
+            "and __CA_FILE"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Topic:
+    """What the broker says of a topic."""
+
+    id: str
+    partitions: int
+    replication: int
+    policies: frozenset[str]
+
+
+@contextmanager
+def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    with translated(kafka):
+        admin = KafkaAdminClient(**connection(kafka))
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
+def _found(admin: KafkaAdminClient, kafka: KafkaSettings) -> dict[str, _Topic]:
+    """Those of our topics that exist."""
+    names = [topic.name for topic in wanted(kafka)]
+    described = {
+        topic["name"]: topic for topic in admin.describe_topics(names) if not topic["error_code"]
+    }
+    if not described:
+        return {}
+    resources = [ConfigResource("TOPIC", name) for name in described]
+    configs = admin.describe_configs(resources, config_filter="all")["topic"]
+    return {
+        name: _Topic(
+            str(topic["topic_id"]),
+            len(topic["partitions"]),
+            min(len(part["replica_nodes"]) for part in topic["partitions"]),
+            frozenset(configs[name]["cleanup.policy"]["value"].split(",")),
+        )
+        for name, topic in described.items()
+    }
+
+
+def _planned(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[TopicPlan]:
+    steps = []
+    for topic in wanted(kafka):
+        there = found.get(topic.name)
+        if there is None:
+            steps.append(topic)
+            continue
+        must = topic.role in ("scores", "published") and "compact" not in there.policies
+        steps.append(
+            TopicPlan(
+                topic.name,
+                topic.role,
+                there.partitions,
+                there.replication,
+                {"cleanup.policy": ",".join(sorted(there.policies))},
+                "compact" if must else "keep",
+            )
+        )
+    return steps
+
+
+def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem]:
+    problems = [Problem(t.name, _missing(t.name)) for t in wanted(kafka) if t.name not in found]
+    counts = {name: found[name].partitions for name in kafka.sources if name in found}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        problems.append(
+            Problem(
+                kafka.sources[0],
+                f"the sources differ in their number of partitions ({told}): a user must have "
+                "the same partition in each; produce into new topics with equal numbers",
+            )
+        )
+    elif counts and set(counts.values()) != {kafka.partitions}:
+        count = next(iter(counts.values()))
+        problems.append(
+            Problem(
+                kafka.sources[0],
+                f"the sources have {count} partitions, the settings say {kafka.partitions}: "
+                f"set LIVEVALUE_KAFKA__PARTITIONS={count}",
+            )
+        )
+    problems += [
+        Problem(
+            name,
+            f"{name} is compacted, so events are missing from it: set its cleanup.policy to "
+            "delete, or name another topic as source",
+        )
+        for name in kafka.sources
+        if name in found and "compact" in found[name].policies
+    ]
+    for name in (kafka.scores, kafka.published):
+        if name not in found:
+            continue
+        if counts and found[name].partitions not in counts.values():
+            problems.append(
+                Problem(
+                    name,
+                    f"{name} has {found[name].partitions} partitions, the sources have "
+                    f"{max(counts.values())}: name a new topic in LIVEVALUE_KAFKA__SCORES",
+                )
+            )
+        if "compact" not in found[name].policies:
+            problems.append(
+                Problem(
+                    name,
+                    f"{name} is not compacted, so it would lose users' values or grow for ever: "
+                    "run `livevalue topics --apply`",
+                )
+            )
+    return problems
+
+
+def _missing(name: str) -> str:
+    return f"topic {name} does not exist: run `livevalue topics --apply`"

@@ -1,0 +1,162 @@
+"""Topics against a real broker."""
+
+from __future__ import annotations
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, NewTopic
+
+from livevalue.embedded import Stack
+from livevalue.embedded.ports import free
+from streams import topics
+from streams.errors import LogError, LogUnavailable, TopicError
+from streams.settings import KafkaSettings, Settings
+
+
+@pytest.fixture
+def settings(stack: Stack, topic_prefix: str) -> Settings:
+    return Settings(kafka=_kafka(stack.bootstrap, topic_prefix))
+
+
+def _kafka(bootstrap: str, prefix: str, **more: object) -> KafkaSettings:
+    names = {
+        name: f"{prefix}{name}" for name in ("browse", "purchase", "interaction", "scores", "dlq")
+    }
+    return KafkaSettings.model_validate({"bootstrap": bootstrap, "partitions": 2, **names, **more})
+
+
+@pytest.fixture
+def admin(stack: Stack) -> KafkaAdminClient:
+    return KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+
+
+def test_apply_makes_every_topic_and_check_is_content(settings: Settings) -> None:
+    missing = topics.check(settings)
+    assert len(missing) == 6
+    assert all("livevalue topics --apply" in problem.message for problem in missing)
+    assert {step.action for step in topics.plan(settings)} == {"create"}
+    assert len(topics.check(settings)) == 6, "plan changes nothing"
+
+    topics.apply(settings)
+
+    assert topics.check(settings) == []
+    kept = topics.plan(settings)
+    assert {step.action for step in kept} == {"keep"}
+    assert [step.partitions for step in kept] == [2, 2, 2, 2, 2, 1]
+
+
+def test_a_second_apply_changes_nothing(settings: Settings) -> None:
+    topics.apply(settings)
+    before = topics.topic_ids(settings)
+    assert {step.action for step in topics.apply(settings)} == {"keep"}
+    assert topics.topic_ids(settings) == before
+
+
+def test_outputs_are_compacted_and_sources_are_kept_for_good(
+    settings: Settings, admin: KafkaAdminClient
+) -> None:
+    topics.apply(settings)
+
+    def config(topic: str) -> dict[str, str]:
+        found = admin.describe_configs([ConfigResource("TOPIC", topic)], config_filter="all")
+        return {name: entry["value"] for name, entry in found["topic"][topic].items()}
+
+    assert config(settings.kafka.scores)["cleanup.policy"] == "compact"
+    assert config(settings.kafka.published)["cleanup.policy"] == "compact"
+    assert config(settings.kafka.browse)["cleanup.policy"] == "delete"
+    assert config(settings.kafka.browse)["retention.ms"] == "-1"
+    assert config(settings.kafka.dlq)["retention.ms"] == "-1"
+
+
+def test_a_record_of_two_mebibytes_fits_into_source_and_dead_letters(settings: Settings) -> None:
+    topics.apply(settings)
+    producer = KafkaProducer(
+        **topics.connection(settings.kafka), max_request_size=8 << 20, acks="all"
+    )
+    for topic in (settings.kafka.purchase, settings.kafka.dlq):
+        sent = producer.send(topic, key=b"u", value=b"x" * (2 << 20))
+        assert sent.get(timeout=20).offset == 0
+    producer.close()
+
+
+def test_a_recreated_topic_has_another_id(settings: Settings, admin: KafkaAdminClient) -> None:
+    topics.apply(settings)
+    before = topics.topic_ids(settings)
+    assert set(before) == set(settings.kafka.sources)
+    admin.delete_topics([settings.kafka.browse])
+    with pytest.raises(TopicError, match="does not exist: run `livevalue topics --apply`"):
+        topics.topic_ids(settings)
+    topics.apply(settings)
+    after = topics.topic_ids(settings)
+    assert after[settings.kafka.browse] != before[settings.kafka.browse]
+    assert after[settings.kafka.purchase] == before[settings.kafka.purchase]
+
+
+def test_sources_with_different_partition_counts_are_refused(
+    settings: Settings, admin: KafkaAdminClient
+) -> None:
+    admin.create_topics([NewTopic(settings.kafka.purchase, 3, 1)])
+    topics.apply(settings)
+    (problem,) = topics.check(settings)
+    assert f"{settings.kafka.purchase} has 3" in problem.message
+    with pytest.raises(TopicError, match="number of partitions"):
+        topics.require(settings)
+
+
+def test_sources_with_another_count_than_the_settings_name_the_setting(
+    stack: Stack, topic_prefix: str
+) -> None:
+    topics.apply(Settings(kafka=_kafka(stack.bootstrap, topic_prefix, partitions=3)))
+    found = topics.check(Settings(kafka=_kafka(stack.bootstrap, topic_prefix, partitions=2)))
+    assert [problem.message for problem in found] == [
+        "the sources have 3 partitions, the settings say 2: set LIVEVALUE_KAFKA__PARTITIONS=3"
+    ]
+
+
+def test_a_compacted_source_is_refused(settings: Settings, admin: KafkaAdminClient) -> None:
+    compacted = {"cleanup.policy": "compact,delete"}
+    admin.create_topics([NewTopic(settings.kafka.browse, 2, 1, topic_configs=compacted)])
+    topics.apply(settings)
+    (problem,) = topics.check(settings)
+    assert problem.topic == settings.kafka.browse
+    assert "is compacted" in problem.message
+
+
+def test_apply_compacts_an_output_that_was_not(
+    settings: Settings, admin: KafkaAdminClient
+) -> None:
+    admin.create_topics([NewTopic(settings.kafka.scores, 2, 1)])
+    assert any("not compacted" in problem.message for problem in topics.check(settings))
+    done = {step.name: step.action for step in topics.apply(settings)}
+    assert done[settings.kafka.scores] == "compact"
+    assert topics.check(settings) == []
+
+
+def test_an_output_with_another_count_than_the_sources_is_refused(
+    settings: Settings, admin: KafkaAdminClient
+) -> None:
+    compacted = {"cleanup.policy": "compact"}
+    admin.create_topics([NewTopic(settings.kafka.scores, 5, 1, topic_configs=compacted)])
+    topics.apply(settings)
+    (problem,) = topics.check(settings)
+    assert "has 5 partitions, the sources have 2" in problem.message
+
+
+def test_too_few_brokers_for_the_replication_names_the_setting(
+    stack: Stack, topic_prefix: str
+) -> None:
+    settings = Settings(kafka=_kafka(stack.bootstrap, topic_prefix, replication=3))
+    with pytest.raises(TopicError, match="LIVEVALUE_KAFKA__REPLICATION"):
+        topics.apply(settings)
+
+
+def test_no_broker_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 300)
+    settings = Settings(kafka=KafkaSettings(bootstrap=f"127.0.0.1:{free(set())}"))
+    with pytest.raises(LogUnavailable, match=r"no broker answers at 127\.0\.0\.1"):
+        topics.check(settings)
+
+
+def test_no_address_says_which_setting() -> None:
+    with pytest.raises(LogError, match="LIVEVALUE_KAFKA__BOOTSTRAP"):
+        topics.plan(Settings(kafka=KafkaSettings(bootstrap="")))
