@@ -96,10 +96,14 @@ class Net(nn.Module):
             states.append(x)
         return torch.cat(states, dim=-1)
 
-    def head(self, carry: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def head(
+        self, carry: Tensor, features: Tensor, dropout: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 2W), (N, F) -> logits of q, mu, sigma, logits of the hazard; each (N, H)."""
         x = ((features - self.feature_mean) * self.feature_scale).clamp(-CLIP, CLIP)
         x = torch.relu(self.by_features(x) + self.by_carry(carry))
+        if dropout is not None:
+            x = dropout(x)
         x = torch.relu(self.hidden(x))
         q, mu, sigma, hazard = self.out(x).chunk(4, dim=-1)
         mu = mu + self.offset_weight * features[:, self.offset, None]

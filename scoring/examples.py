@@ -1,0 +1,431 @@
+"""Point-in-time training rows: what was known of a user at a cut-off, and what came after.
+
+The log goes through `featurestore.fold`, as live; at each cut-off c what had arrived by c (log
+time < c) is encoded as of c, for every user seen, and nothing later is looked at. So a row is the
+vector that a live score of that instant would have used. The carry is not stored but the tokens
+that step it, in the order of the head at c, since the net that makes it is still to be trained.
+Cut-offs of one user share one sequence as long as the later order only extends the earlier one; a
+late event that re-orders it begins a new one.
+
+Labels: net value in event time [c, c + horizon), clipped at zero, and whether a positive value
+event lies in it. Only mature ones are marked: c + horizon + lateness <= the log's clock.
+
+Memory: one blob per kept user, as in the store, and the rows. `share` keeps a part of the users
+(by hash of the name) where that is too much; the clocks still see every event.
+
+Shapes: N rows (a user at a cut-off), W cut-offs, H horizons, F features, S steps of Q sequences
+end to end, T tokens. Times are integer milliseconds, UTC; value in major units.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.clock import Clocks
+from featurestore.columns import Erase, EventBatch, Kind, Outcome
+from featurestore.features import FEATURES
+from featurestore.fold import Folded, FoldSettings, Steps, fold
+from featurestore.settings import FeatureSettings
+from featurestore.state import States
+from featurestore.vector import TOKENS, encode
+from scoring.interface import Floats
+
+DAY_MS = 86_400_000
+MICRO = 1_000_000
+CHUNK = 4096  # users decoded at once when a cut-off is taken
+
+Log = Iterable[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Training rows of all users at all cut-offs."""
+
+    users: list[str]
+    cutoffs_ms: Ints  # (W,)
+    horizons_s: tuple[int, ...]  # (H,)
+    user: Ints  # (N,) index into users
+    window: Ints  # (N,) index into cutoffs_ms
+    features: Floats  # (N, F)
+    value: Values  # (N, H) max(0, net value in the horizon)
+    between: Bools  # (N, H) a positive value event since the horizon before
+    mask: Bools  # (N, H) mature
+    sequence: Ints  # (N,) index of the sequence whose prefix the row's carry has taken
+    position: Ints  # (N,) steps taken of it
+    tokens: Floats  # (S, T)
+    starts: Ints  # (Q + 1,)
+    seen_types: tuple[str, ...]
+    log_start_ms: int
+    clock_ms: int  # log clock: labels reach no further
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def rows(self, keep: npt.NDArray[np.integer] | Bools) -> Examples:
+        """Some of the rows; users and sequences stay as they are."""
+        names = ("user", "window", "features", "value", "between", "mask", "sequence", "position")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+    @property
+    def active(self) -> Bools:
+        """(N, H) at least one positive value event in the horizon."""
+        return np.logical_or.accumulate(self.between, axis=1)
+
+    def increments(self) -> Values:
+        """(N, H) value between neighbouring horizons, never negative.
+
+        A user who returns goods within the longer horizon has a smaller clipped net there; the
+        running maximum keeps horizons ordered, the calibrated level takes back what it adds.
+        """
+        return np.diff(np.maximum.accumulate(self.value, axis=1), axis=1, prepend=0.0)
+
+
+def rolling_cutoffs(
+    start_ms: int, clock_ms: int, horizons_s: Sequence[int], lateness_ms: int, most: int = 12
+) -> Ints:
+    """Evenly spaced cut-offs with mature labels of at least the shortest horizon.
+
+    From a tenth of the log on, so that there is a past to learn from; the last is the newest for
+    which the shortest horizon is mature. Empty where the log is too short.
+    """
+    last = clock_ms - lateness_ms - horizons_s[0] * 1000
+    first = start_ms + max((last - start_ms) // 10, min(horizons_s[0] * 1000, 7 * DAY_MS))
+    if last <= first:
+        return np.empty(0, np.int64)
+    count = int(np.clip((last - first) // DAY_MS + 1, 2, most))
+    return np.linspace(first, last, count).astype(np.int64)
+
+
+class ExampleBuilder:
+    """Folds a log once and takes examples at fixed cut-offs.
+
+    `add` wants each partition's batches in order of log time; one batch may mix sources.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSettings,
+        sources: Sequence[str],
+        horizons_s: Sequence[int],
+        cutoffs_ms: Ints,
+        log_start_ms: int | None = None,
+        lateness_ms: int | None = None,
+        share: float = 1.0,
+    ) -> None:
+        """`lateness_ms`: after which labels are mature; None takes the settings' largest."""
+        self._features = features
+        self._fold_settings = FoldSettings.of(features, sources)
+        self._horizons_s = tuple(horizons_s)
+        self._cutoffs = np.sort(np.asarray(cutoffs_ms, np.int64))
+        self._log_start_ms = log_start_ms
+        largest = int(self._fold_settings.lateness_ms.max())
+        self._lateness_ms = largest if lateness_ms is None else lateness_ms
+        self._share = share
+        self._partitions: dict[int, _Partition] = {}
+        self._users: list[str] = []
+        self._lives: list[int] = []  # how often each user was erased
+        self._kinds: set[int] = set()
+        self._first_ms: int | None = None
+        self._clock_ms = 0
+        self._rows: list[_Rows] = []
+        self._sequences: list[bytes] = []
+        self._values: list[tuple[Ints, Ints, Ints, Ints]] = []  # user, time, micro, life
+
+    def add(self, partition: int, batch: EventBatch) -> None:
+        """Fold one batch, stopping at the cut-offs within it."""
+        part = self._partitions.get(partition)
+        if part is None:
+            sources = len(self._fold_settings.lateness_ms)
+            part = self._partitions[partition] = _Partition(Clocks.start(sources))
+        if batch.size:
+            self._clock_ms = max(self._clock_ms, int(batch.log_ms.max()))
+            self._kinds.update(np.unique(batch.events["kind"]).tolist())
+            first = int(batch.events["time_ms"].min())
+            self._first_ms = first if self._first_ms is None else min(first, self._first_ms)
+        times = [int(batch.log_ms.max())] if batch.size else []
+        newest = max([*times, *(e.record_ms for e in batch.erases)], default=0)
+        while part.next < len(self._cutoffs) and self._cutoffs[part.next] <= newest:
+            cut = int(self._cutoffs[part.next])
+            before, batch = _split(batch, cut)
+            self._fold(part, before)
+            self._take(part, cut)
+        self._fold(part, batch)
+
+    def finish(self) -> Examples:
+        """Take the cut-offs that no later event has closed, label all rows."""
+        for part in self._partitions.values():
+            while part.next < len(self._cutoffs) and self._cutoffs[part.next] <= self._clock_ms:
+                self._take(part, int(self._cutoffs[part.next]))
+        for part in self._partitions.values():
+            for open_ in part.open.values():
+                self._sequences[open_.index] = open_.tokens
+        return self._labelled()
+
+    def _fold(self, part: _Partition, batch: EventBatch) -> None:
+        if not batch.size and not batch.erases:
+            return
+        users = batch.users
+        kept = [self._keeps(user) for user in users]
+        states = States.decode(users, [part.blobs.get(user) for user in users])
+        folded = fold(states, batch, part.clocks, self._fold_settings)
+        part.clocks = folded.clocks
+        index = np.array(
+            [self._row(part, u) if k else -1 for u, k in zip(users, kept, strict=True)], np.int64
+        )
+        changed = folded.states.encode()
+        for user, keep, blob in zip(users, kept, changed, strict=True):
+            if keep:
+                part.blobs[user] = blob
+        for row in folded.erased:
+            self._forget(part, users[row], int(index[row]))
+        self._remember_values(batch, folded, index)
+        part.step(folded, index)
+
+    def _keeps(self, user: str) -> bool:
+        return self._share >= 1 or zlib.crc32(user.encode()) < self._share * (1 << 32)
+
+    def _row(self, part: _Partition, user: str) -> int:
+        row = part.row.get(user)
+        if row is None:
+            row = part.row[user] = len(self._users)
+            self._users.append(user)
+            self._lives.append(0)
+        return row
+
+    def _forget(self, part: _Partition, user: str, row: int) -> None:
+        """An erased user leaves no row, no label and no token behind."""
+        if row < 0:
+            return
+        self._lives[row] += 1
+        part.settled.pop(row, None)
+        part.head.pop(row, None)
+        part.open.pop(row, None)
+
+    def _remember_values(self, batch: EventBatch, folded: Folded, index: Ints) -> None:
+        events = batch.events
+        user = index[batch.user]
+        good = (folded.outcome == Outcome.APPLIED) | (folded.outcome == Outcome.APPLIED_LATE)
+        at = np.flatnonzero(good & (events["value_micro"] != 0) & (user >= 0))
+        if len(at):
+            lives = np.array([self._lives[u] for u in user[at].tolist()], np.int64)
+            self._values.append((user[at], events["time_ms"][at], events["value_micro"][at], lives))
+
+    def _take(self, part: _Partition, cut: int) -> None:
+        """Encode every user of a partition that was seen before the cut-off."""
+        window = part.next
+        part.next += 1
+        names = [user for user in part.row if user in part.blobs]
+        for start in range(0, len(names), CHUNK):
+            some = names[start : start + CHUNK]
+            states = States.decode(some, [part.blobs[user] for user in some])
+            known = np.flatnonzero(states.known())
+            if not len(known):
+                continue
+            states = states.select(known)
+            as_of = np.maximum(states.head["last_ms"], cut)
+            features = encode(states, as_of[:, None], self._log_start_ms, self._features)[:, 0]
+            rows = np.array([part.row[user] for user in states.users], np.int64)
+            taken = [self._sequence(part, row) for row in rows.tolist()]
+            self._rows.append(
+                _Rows(
+                    rows,
+                    np.full(len(rows), window, np.int64),
+                    np.array([self._lives[r] for r in rows.tolist()], np.int64),
+                    features,
+                    np.array([s for s, _ in taken], np.int64),
+                    np.array([p for _, p in taken], np.int64),
+                )
+            )
+
+    def _sequence(self, part: _Partition, row: int) -> tuple[int, int]:
+        """(sequence, position) of a user's head: the open sequence where it only grew."""
+        now = bytes(part.head.get(row, b""))
+        open_ = part.open.get(row)
+        if open_ is not None and now.startswith(open_.tokens):
+            open_.tokens = now
+        else:
+            if open_ is not None:
+                self._sequences[open_.index] = open_.tokens
+            open_ = part.open[row] = _Open(len(self._sequences), now)
+            self._sequences.append(b"")
+        return open_.index, len(now) // _TOKEN_BYTES
+
+    def _labelled(self) -> Examples:
+        none = np.empty(0, np.int64)
+        lives = np.array(self._lives, np.int64)
+        made = _Rows.join(self._rows)
+        made = made.only(lives[made.user] == made.life)
+        joined = [np.concatenate(c) for c in zip(*self._values, strict=True)] or [none] * 4
+        user, time_ms, micro, life = joined
+        alive = lives[user] == life
+        labels = _Labels(user[alive], time_ms[alive], micro[alive])
+        cut = self._cutoffs[made.window]
+        edges = np.array([0, *self._horizons_s], np.int64) * 1000
+        net = np.empty((len(cut), len(edges) - 1), np.int64)
+        between = np.empty(net.shape, bool)
+        for h in range(len(edges) - 1):
+            net[:, h] = labels.sums(made.user, cut, cut + edges[h + 1])
+            between[:, h] = labels.orders(made.user, cut + edges[h], cut + edges[h + 1]) > 0
+        lengths = np.array([len(s) // _TOKEN_BYTES for s in self._sequences], np.int64)
+        return Examples(
+            users=self._users,
+            cutoffs_ms=self._cutoffs,
+            horizons_s=self._horizons_s,
+            user=made.user,
+            window=made.window,
+            features=made.features,
+            value=np.maximum(net, 0) / MICRO,
+            between=between,
+            mask=cut[:, None] + edges[1:] + self._lateness_ms <= self._clock_ms,
+            sequence=made.sequence,
+            position=made.position,
+            tokens=np.frombuffer(b"".join(self._sequences), np.float32).reshape(-1, len(TOKENS)),
+            starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            seen_types=tuple(kind.name.lower() for kind in Kind if kind in self._kinds),
+            log_start_ms=self._first_ms or 0,
+            clock_ms=self._clock_ms,
+        )
+
+
+_TOKEN_BYTES = 4 * len(TOKENS)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A sequence that later cut-offs may extend."""
+
+    index: int
+    tokens: bytes
+
+
+@dataclass(slots=True)
+class _Partition:
+    """One partition's fold: states as blobs, tokens of the settled part and of the head."""
+
+    clocks: Clocks
+    next: int = 0  # index of the next cut-off
+    row: dict[str, int] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    settled: dict[int, bytearray] = field(default_factory=dict)
+    head: dict[int, bytearray] = field(default_factory=dict)
+    open: dict[int, _Open] = field(default_factory=dict)
+
+    def step(self, folded: Folded, index: Ints) -> None:
+        """Append the fold's steps as the scorer applies them to carries."""
+        _append(self.settled, folded.settled_steps, index)
+        for row in index[np.flatnonzero(folded.head_reset)].tolist():
+            if row >= 0:
+                self.head[row] = self.settled.get(row, bytearray()).copy()
+        _append(self.head, folded.head_steps, index)
+
+
+def _append(to: dict[int, bytearray], steps: Steps, index: Ints) -> None:
+    raw = np.ascontiguousarray(steps.tokens, np.float32).tobytes()
+    for at, row in enumerate(index[steps.rows].tolist()):
+        if row >= 0:
+            tokens = to.get(row)
+            if tokens is None:
+                tokens = to[row] = bytearray()
+            tokens += raw[at * _TOKEN_BYTES : (at + 1) * _TOKEN_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of one chunk at one cut-off, before they are labelled."""
+
+    user: Ints
+    window: Ints
+    life: Ints
+    features: Floats
+    sequence: Ints
+    position: Ints
+
+    @classmethod
+    def join(cls, parts: Sequence[_Rows]) -> _Rows:
+        if not parts:
+            none = np.empty(0, np.int64)
+            empty = np.empty((0, len(FEATURES)), np.float32)
+            return cls(none, none, none, empty, none, none)
+        names = ("user", "window", "life", "features", "sequence", "position")
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+    def only(self, keep: Bools) -> _Rows:
+        names = ("user", "window", "life", "features", "sequence", "position")
+        return _Rows(*(getattr(self, name)[keep] for name in names))
+
+
+class _Labels:
+    """Sums over spans of event time, by user, exact in millionths."""
+
+    def __init__(self, user: Ints, time_ms: Ints, micro: Ints) -> None:
+        order = np.lexsort((time_ms, user))
+        user, time_ms, micro = user[order], time_ms[order], micro[order]
+        self._base = int(time_ms.min()) if len(time_ms) else 0
+        self._key = (user << 42) + (time_ms - self._base)
+        self._sum = np.concatenate([[0], np.cumsum(micro)])
+        self._orders = np.concatenate([[0], np.cumsum(micro > 0)])
+
+    def _at(self, user: Ints, time_ms: Ints) -> Ints:
+        span = np.clip(time_ms - self._base, 0, (1 << 42) - 1)
+        return np.searchsorted(self._key, (user << 42) + span).astype(np.int64)
+
+    def sums(self, user: Ints, start_ms: Ints, end_ms: Ints) -> Ints:
+        """Net value in [start, end)."""
+        found: Ints = self._sum[self._at(user, end_ms)] - self._sum[self._at(user, start_ms)]
+        return found
+
+    def orders(self, user: Ints, start_ms: Ints, end_ms: Ints) -> Ints:
+        """Positive value events in [start, end)."""
+        return self._orders[self._at(user, end_ms)] - self._orders[self._at(user, start_ms)]
+
+
+def _split(batch: EventBatch, cut: int) -> tuple[EventBatch, EventBatch]:
+    """What reached the log before `cut`, and the rest; users stay numbered as they are."""
+    early = batch.log_ms < cut
+    return (
+        _part(batch, early, [e for e in batch.erases if e.record_ms < cut]),
+        _part(batch, ~early, [e for e in batch.erases if e.record_ms >= cut]),
+    )
+
+
+def _part(batch: EventBatch, keep: Bools, erases: list[Erase]) -> EventBatch:
+    at = np.flatnonzero(keep)
+    old = np.unique(np.concatenate([batch.user[at], [e.user for e in erases]]).astype(np.int64))
+    new = np.full(len(batch.users), -1, np.int32)
+    new[old] = np.arange(len(old))
+    return EventBatch(
+        [batch.users[u] for u in old.tolist()],
+        new[batch.user[at]],
+        batch.events[at],
+        batch.offset[at],
+        batch.log_ms[at],
+        [replace(e, user=int(new[e.user])) for e in erases],
+        [batch.event_id[i] for i in at.tolist()] if batch.event_id else [],
+    )
+
+
+def build(
+    log: Log,
+    features: FeatureSettings,
+    sources: Sequence[str],
+    horizons_s: Sequence[int],
+    cutoffs_ms: Ints,
+    log_start_ms: int | None = None,
+    lateness_ms: int | None = None,
+    share: float = 1.0,
+) -> Examples:
+    """Examples of a whole log: `ExampleBuilder` over it."""
+    builder = ExampleBuilder(
+        features, sources, horizons_s, cutoffs_ms, log_start_ms, lateness_ms, share
+    )
+    for partition, batch in log:
+        builder.add(partition, batch)
+    return builder.finish()
