@@ -20,6 +20,10 @@ import pytest
 if TYPE_CHECKING:
     from livevalue.embedded import Stack
 
+# Settings of a deployment that the shell happens to name are not the tests'.
+for _name in [name for name in os.environ if name.startswith("LIVEVALUE_") and "__" in name]:
+    del os.environ[_name]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _names = count(1)
