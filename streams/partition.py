@@ -119,7 +119,7 @@ class Owner:
         self._closing = False
         self._drain = False
         self._back_off_s = _BACK_OFF_S[0]
-        self._watched_s = self._silence_s = self._committed_s = 0.0
+        self._watched_s = self._silence_s = self._committed_s = self._claimed_s = 0.0
         self._missing_since: float | None = None
         self._delivered_s = [0.0] * len(self._tps)
         self._at_end_since = [time.monotonic()] * len(self._tps)
@@ -297,7 +297,7 @@ class Owner:
         mark, count = claim.watermark, len(self._tps)
         self.watermark = mark
         now = time.monotonic()
-        self._watched_s = self.moved_s = now
+        self._watched_s = self._claimed_s = now
         self._at_end_since = [now] * count
         self._idle = list(mark.idle) if mark and mark.idle else [False] * count
         positions = mark.positions if mark else (0,) * count
@@ -577,7 +577,7 @@ class Owner:
         if self.lag == 0:
             self.ready, self.moved_s = True, now
         for hole in self._intake.waiting_for():
-            if now - max(self._delivered_s[hole.source], self._watched_s) > _QUIET_S:
+            if now - max(self._delivered_s[hole.source], self._claimed_s) > _QUIET_S:
                 await self._mend(hole)
                 self._wake.set()
                 return

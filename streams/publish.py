@@ -33,7 +33,8 @@ from streams.settings import Settings
 
 # Below the broker's default limit of a batch (1 MiB) by a wide margin for record overhead.
 _BATCH_BYTES = 900_000
-_LETTER_BYTES = 4 << 20  # a dead letter's raw bytes; topics.py lets the DLQ hold this much
+_LETTER_RECORDS = 4  # topics.py lets the DLQ hold this many times the largest record, and headers
+_DLQ_PARTITION = 0  # it has one
 _START_S = 20.0
 _TRANSACTION_S = 20.0
 _TRANSACTION_TIMEOUT_MS = 15_000
@@ -206,27 +207,32 @@ class Publisher:
         await producer.begin_transaction()
         sent: list[Any] = []
 
-        async def send(topic: str, rows: list[tuple[bytes | None, bytes | None, Headers]]) -> None:
+        async def send(
+            topic: str, partition: int, rows: list[tuple[bytes | None, bytes | None, Headers]]
+        ) -> None:
             # Whole batches: a future for each record would cost ten times the append.
             builder = producer.create_batch()
             for key, value, headers in rows:
                 if builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                    sent.append(await producer.send_batch(builder, topic, partition=p))
+                    sent.append(await producer.send_batch(builder, topic, partition=partition))
                     builder = producer.create_batch()
                     builder.append(timestamp=None, key=key, value=value, headers=headers)
             if builder.record_count():
-                sent.append(await producer.send_batch(builder, topic, partition=p))
+                sent.append(await producer.send_batch(builder, topic, partition=partition))
 
         await send(
             kafka.scores,
+            p,
             [(user.encode(), doc or None, JSON_HEADERS) for user, doc in documents.items()],
         )
+        room = _LETTER_RECORDS * kafka.max_record_bytes
         await send(
             kafka.dlq,
-            [x.render(kafka.sources[x.letter.source], p, _LETTER_BYTES) for x in letters],
+            _DLQ_PARTITION,
+            [x.render(kafka.sources[x.letter.source], p, room) for x in letters],
         )
         mark = Published(last.identity, last.positions, self._log_id)
-        await send(kafka.published, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
+        await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*sent)
         await producer.commit_transaction()
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import aiokafka
+import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import ConsumerStoppedError
 from faust.transport.drivers import TRANSPORTS
@@ -100,7 +101,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 class Consumer(driver.Consumer):
     """Delivers polls to `sink`; acknowledges by segment, in the order of the log."""
 
-    # Set by streams.app.create_app on a subclass of its own: a process may hold several apps.
+    # Set by `bind` on a subclass of each app's own.
     sink: ClassVar[Any]
     kafka: ClassVar[KafkaSettings]
     max_records: ClassVar[int] = 4096
@@ -278,7 +279,33 @@ def _state(assignment: Any, tp: Any) -> Any:
     return assignment._tp_state.get(tp)
 
 
+def credentials(kafka: KafkaSettings) -> Any:
+    """What Faust's own producer logs in with; the consumer takes `aiokafka_options`."""
+    options = aiokafka_options(kafka)
+    context = options.get("ssl_context")
+    if kafka.security.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            ssl_context=context,
+            mechanism=kafka.sasl_mechanism,
+        )
+    return faust.SSLCredentials(context=context) if context else None
+
+
 class Transport(driver.Transport):
-    """`livevalue://`; its Consumer is replaced by the app with a bound one."""
+    """`livevalue://`; see `bind`."""
 
     Consumer: ClassVar[Any] = Consumer
+
+
+def bind(app: faust.App, channel: Any, kafka: KafkaSettings, max_records: int) -> None:
+    """Let this app's consumer deliver to `channel`; a process may hold several apps."""
+    bound = type(
+        "BoundConsumer",
+        (Consumer,),
+        {"sink": channel, "kafka": kafka, "max_records": max_records},
+    )
+    app.transport = type("BoundTransport", (Transport,), {"Consumer": bound})(
+        app.conf.broker_consumer, app
+    )

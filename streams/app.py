@@ -1,0 +1,264 @@
+"""The Faust app of a worker: `faust -A streams.app worker`, and `run(settings)` for `livevalue run`.
+
+Faust starts, stops and rebalances; the transport hands over whole fetches, one agent passes them
+to the owners of partitions, and Faust's own tables, web server, producer topics and exactly-once
+stay off: state, outputs and positions are committed by us (streams.partition).
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy is imported: many small thread pools on few cores only wait for each other.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import asyncio
+import gc
+import logging
+import logging.config
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import faust
+from faust.types import AppT
+
+from featurestore.errors import FeatureStoreError
+from scoring.errors import ScoringError
+from streams import topics, transport
+from streams.agents import Ingest
+from streams.codec import Codec
+from streams.errors import StreamsError
+from streams.logs import configuration
+from streams.metrics import Metrics
+from streams.partition import Surroundings
+from streams.publish import Pacer
+from streams.serve import Server
+from streams.settings import Settings
+from streams.stores import Stores
+from streams.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+_CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
+_TOPIC_IDS_S = 5.0  # claims run in parallel: one question serves them all
+_LIVE_S = 30.0
+_GC_THRESHOLD = 50_000  # with gc.freeze: 25-30 % of CPU (measured)
+
+
+@dataclass(slots=True)
+class Worker:
+    """What a worker consists of besides Faust's services."""
+
+    settings: Settings
+    stores: Stores
+    metrics: Metrics
+    ingest: Ingest
+    watchdog: Watchdog
+    server: Server
+    tasks: list[asyncio.Task[None]]
+
+    def ready(self) -> tuple[bool, str]:
+        """For /readyz."""
+        owners = self.ingest.owners
+        if not self.ingest.assigned_once:
+            return False, "not assigned yet"
+        halted = sorted(p for p, o in owners.items() if o.halted)
+        if halted:
+            return False, f"halted: {halted}"
+        behind = sorted(p for p, o in owners.items() if not o.ready)
+        return not behind, f"catching up: {behind}" if behind else f"ready: {len(owners)}"
+
+    def live(self) -> tuple[bool, str]:
+        """For /livez."""
+        ago = time.monotonic() - self.watchdog.looked_s
+        return ago < _LIVE_S, f"event loop seen {ago:.1f} s ago"
+
+
+class _TopicIds:
+    """Identity of the logs, asked of the broker at most every few seconds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = asyncio.Lock()
+        self._known, self._at = "", -_TOPIC_IDS_S
+
+    async def __call__(self) -> str:
+        async with self._lock:
+            if time.monotonic() - self._at > _TOPIC_IDS_S:
+                found = await asyncio.to_thread(topics.topic_ids, self._settings)
+                self._known = log_id(self._settings, found)
+                self._at = time.monotonic()
+            return self._known
+
+
+def log_id(settings: Settings, ids: dict[str, str]) -> str:
+    """Identity of the logs, from the topics' UUIDs in the order of the sources."""
+    return ",".join(ids[name] for name in settings.kafka.sources)
+
+
+def give_up(message: str) -> NoReturn:
+    """End the process at once, non-zero. A commit is atomic, so this is as safe as kill -9."""
+    log.critical("giving up", extra={"error": message})
+    print(f"livevalue: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def create_app(settings: Settings) -> faust.App:
+    """A Faust app that runs a worker of these settings."""
+    kafka = settings.kafka
+    app = faust.App(
+        kafka.app,
+        broker=[f"{transport.SCHEME}://{at.strip()}" for at in kafka.bootstrap.split(",")],
+        broker_credentials=transport.credentials(kafka),
+        datadir=os.path.join(tempfile.gettempdir(), f"livevalue-{os.getuid()}-{kafka.app}"),
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        topic_partitions=kafka.partitions,
+        broker_commit_interval=1.0,
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.heartbeat_s,
+        broker_request_timeout=max(30.0, kafka.session_timeout_s + 5),
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        logging_config=configuration(settings.worker.log_level),
+        worker_redirect_stdouts=False,
+    )
+    channel = app.channel(maxsize=_CHANNEL)
+    transport.bind(app, channel, kafka, settings.worker.batch)
+
+    metrics = Metrics()
+    stores = Stores(settings)
+    ingest = Ingest(
+        Surroundings(
+            settings=settings,
+            codec=Codec(settings),
+            metrics=metrics,
+            pacer=Pacer(settings.worker.transactions_per_s),
+            pipeline_for=stores.pipeline_for,
+            log_id=_TopicIds(settings),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+    )
+    worker = Worker(
+        settings,
+        stores,
+        metrics,
+        ingest,
+        Watchdog(settings, lambda: ingest.owners, lambda: _coordinated(app), give_up),
+        Server(
+            settings.worker.metrics_host,
+            settings.worker.metrics_port,
+            metrics.registry,
+            lambda: worker.live(),
+            lambda: worker.ready(),
+        ),
+        [],
+    )
+    app.livevalue = worker
+    _connect(app, channel, worker)
+    return app
+
+
+def _connect(app: faust.App, channel: Any, worker: Worker) -> None:
+    """The agent, and what happens on assignment, revocation, start and stop."""
+    ingest = worker.ingest
+    # Iterating the topics is what makes Faust subscribe to them; their channel stays empty,
+    # since fetches go to ours.
+    app.livevalue_topics = aiter(
+        app.topic(*worker.settings.kafka.sources, value_serializer="raw", key_serializer="raw")
+    )
+
+    @app.agent(channel, name="ingest")
+    async def ingest_agent(stream: Any) -> None:
+        async for poll in stream:
+            ingest.deliver(poll)
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def on_assigned(app: AppT[Any], assigned: Any, **_: Any) -> None:
+        if not worker.tasks:
+            await _begin(worker)
+        ingest.assigned(app.consumer, assigned)
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def on_revoked(app: AppT[Any], revoked: Any, **_: Any) -> None:
+        ingest.revoked()
+
+    @app.on_before_shutdown.connect  # type: ignore[untyped-decorator]
+    async def on_shutdown(app: AppT[Any], **_: Any) -> None:
+        # Faust has stopped fetching; it leaves the group after this.
+        for task in worker.tasks:
+            task.cancel()
+        await ingest.close()
+        await asyncio.gather(*worker.tasks, return_exceptions=True)
+        await worker.stores.close()
+        worker.server.stop()
+        log.info("stopped")
+
+
+async def _begin(worker: Worker) -> None:
+    """Before the first assignment is taken on: check, say where we listen, watch."""
+    try:
+        await preflight(worker.settings, worker.stores)
+    except (StreamsError, FeatureStoreError, ScoringError, OSError) as error:
+        give_up(str(error))
+    worker.server.start()
+    worker.tasks.append(asyncio.create_task(worker.watchdog.run(), name="watchdog"))
+    host = worker.settings.worker.metrics_host
+    log.info("serving metrics", extra={"url": f"http://{host}:{worker.server.port}/metrics"})
+    generation = await worker.stores.generation("")
+    worker.metrics.generation.labels(generation.id).set(1)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 20, 20)
+
+
+async def preflight(settings: Settings, stores: Stores) -> None:
+    """Broker, topics, store and generation are there and fit; raises what an operator must do."""
+    await asyncio.to_thread(topics.require, settings)
+    await stores.introduce()
+    await stores.generation("")
+
+
+def _coordinated(app: faust.App) -> bool:
+    """Whether the group's coordinator is known."""
+    consumer = app.consumer.aiokafka_consumer if app._consumer is not None else None
+    return consumer is not None and consumer._coordinator.coordinator_id is not None
+
+
+def run(settings: Settings) -> NoReturn:
+    """Run a worker until SIGTERM or SIGINT (exit 0) or until it gives up (exit 1)."""
+    logging.config.dictConfig(configuration(settings.worker.log_level))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    stores = Stores(settings)
+
+    async def check() -> None:
+        try:
+            await preflight(settings, stores)
+        finally:
+            await stores.close()
+
+    try:
+        loop.run_until_complete(check())
+    except (StreamsError, FeatureStoreError, ScoringError, OSError) as error:
+        print(f"livevalue: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    app = create_app(settings)
+    app.finalize()
+    app.worker_init()
+    worker = app.Worker(loop=loop, loglevel=settings.worker.log_level, quiet=True)
+    worker.execute_from_commandline()
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, made on demand: importing this module reads no settings and connects nowhere."""
+    if name == "app":
+        app = create_app(Settings())
+        globals()["app"] = app
+        return app
+    raise AttributeError(name)

@@ -1,0 +1,121 @@
+"""The watchdog: a worker that does not get on exits non-zero, so that a supervisor starts it anew.
+
+Kafka consumers can go silent while they look healthy. Per partition: lag (last stable offset,
+asked of the broker, minus watermark) with a watermark that has not moved for `stall_s`. For the
+worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready"), no
+group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
+every partition halted. Halted partitions are no lag: waiting would not help them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from aiokafka import TopicPartition
+
+from streams.errors import LogUnavailable, StreamsError
+from streams.gap import LogReader
+from streams.partition import Owner
+from streams.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 1.0
+_ENDS_EVERY_S = 2.0
+_TOPICS_EVERY_S = 5.0
+
+
+class Watchdog:
+    """Looks every second; calls `give_up(message)` once it has seen enough."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        owners: Callable[[], Mapping[int, Owner]],
+        coordinated: Callable[[], bool],
+        give_up: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._owners = owners
+        self._coordinated = coordinated
+        self._give_up = give_up
+        self._reader = LogReader(settings.kafka)
+        self._ends_s = self._topics_s = 0.0
+        self._coordinated_s = time.monotonic()
+        self._missing_since: float | None = None
+        self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(_EVERY_S)
+                self.looked_s = time.monotonic()
+                try:
+                    await self.look()
+                except LogUnavailable as error:
+                    log.warning("watchdog cannot ask the broker", extra={"error": str(error)})
+                except StreamsError as error:
+                    self._give_up(str(error))
+        finally:
+            await self._reader.close()
+
+    async def look(self) -> None:
+        """One round."""
+        now, stall_s = time.monotonic(), self._settings.worker.stall_s
+        owners = dict(self._owners())
+        live = {p: o for p, o in owners.items() if not o.halted}
+        if owners and not live:
+            self._give_up(next(iter(owners.values())).halted)
+            return
+        stalled = [
+            p for p, o in sorted(live.items()) if o.lag > 0 and now - o.moved_s > stall_s
+        ]
+        if stalled:
+            lags = ", ".join(f"{p}: {live[p].lag}" for p in stalled)
+            self._give_up(
+                f"the watermark has not moved for {stall_s:g} s though there is lag "
+                f"(partition: records {lags}): start the worker again; if it stalls again, run "
+                "`livevalue doctor`"
+            )
+            return
+        self._look_at_coordinator(now, stall_s)
+        if now - self._topics_s > _TOPICS_EVERY_S:
+            self._topics_s = now
+            await self._look_for_topics(now)
+        if live and now - self._ends_s > _ENDS_EVERY_S:
+            self._ends_s = now
+            await self._look_for_ends(live)
+
+    def _look_at_coordinator(self, now: float, stall_s: float) -> None:
+        if self._coordinated():
+            self._coordinated_s = now
+        elif now - self._coordinated_s > stall_s:
+            self._give_up(
+                f"the broker has named no coordinator of group {self._settings.kafka.app!r} for "
+                f"{stall_s:g} s: start the worker again; if it lasts, restart the broker"
+            )
+
+    async def _look_for_topics(self, now: float) -> None:
+        there = await self._reader.topics()
+        gone = [t for t in self._settings.kafka.sources if t not in there]
+        if not gone:
+            self._missing_since = None
+            return
+        # Metadata can be incomplete while a broker starts; twice in a row it is not.
+        self._missing_since = self._missing_since or now
+        if now - self._missing_since >= _TOPICS_EVERY_S:
+            self._give_up(
+                f"topic {', '.join(gone)} does not exist (any more): make it with "
+                "`livevalue topics --apply`, then see `livevalue recover --help`"
+            )
+
+    async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
+        sources = self._settings.kafka.sources
+        tps = [TopicPartition(t, p) for p in live for t in sources]
+        bounds = await self._reader.bounds(tps)
+        for p, owner in live.items():
+            owner.saw_end([bounds[TopicPartition(t, p)].end for t in sources])
