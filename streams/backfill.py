@@ -143,6 +143,7 @@ def in_parallel(
     generation_files: dict[str, bytes],
     topic_ids: str,
     jobs: int,
+    limits: dict[int, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
     """`backfill_kafka` with the partitions spread over `jobs` processes."""
@@ -153,7 +154,7 @@ def in_parallel(
     workers = [
         context.Process(
             target=_job,
-            args=(number, settings, store, generation_files, topic_ids, share, answers),
+            args=(number, settings, store, generation_files, topic_ids, share, limits, answers),
             daemon=True,
         )
         for number, share in enumerate(shares)
@@ -205,6 +206,7 @@ def _job(
     generation_files: dict[str, bytes],
     topic_ids: str,
     partitions: Sequence[int],
+    limits: dict[int, tuple[int, ...]] | None,
     answers: Queue[Any],
 ) -> None:
     """One process of `in_parallel`."""
@@ -216,7 +218,7 @@ def _job(
         redis = RedisStore(settings.store, name=store)
         try:
             pipeline = builder(redis, settings, load(generation_files))
-            return await backfill_kafka(pipeline, partitions, topic_ids, progress=tell)
+            return await backfill_kafka(pipeline, partitions, topic_ids, limits, tell)
         finally:
             await redis.close()
 

@@ -67,25 +67,26 @@ async def verify(
     partitions: Sequence[int],
     *,
     sample: int | None = None,
-    seed: Callable[[Pipeline, int], Any] | None = None,
+    scratch: Pipeline | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verified:
     """Replay the log up to each page's watermark and compare.
 
-    sample: at most this many users a partition. seed: folds the store's base files into the
-    scratch store first, where the store has one.
+    sample: at most this many users a partition. scratch: into a memory store that holds the
+    store's base of files already, where it has one.
     """
     found = Verified()
     codec = Codec(settings)
     scorer = Scorer(generation, settings.model, settings.features)
     async with KafkaLog(settings.kafka) as log:
         for partition in partitions:
-            scratch = Pipeline(MemoryStore("verify"), scorer, settings, publishes=False)
+            mirror_of = scratch or Pipeline(
+                MemoryStore("verify"), scorer, settings, publishes=False
+            )
             done = Replayed()
-            if seed is not None:
-                mark = await seed(scratch, partition)
-                if mark is not None:
-                    done.watermarks[partition] = mark
+            mark = (await mirror_of.store.load(partition, [])).watermark
+            if mark is not None:
+                done.watermarks[partition] = mark
             cursor, seen = "", 0
             while True:
                 page, cursor = await store.scan(partition, cursor, _PAGE)
@@ -93,8 +94,8 @@ async def verify(
                 live = await store.load(partition, page)
                 if live.watermark is None:
                     break
-                await _catch_up(log, codec, scratch, partition, done, live.watermark)
-                mirror = await scratch.store.load(partition, page)
+                await _catch_up(log, codec, mirror_of, partition, done, live.watermark)
+                mirror = await mirror_of.store.load(partition, page)
                 documents = [await store.document(partition, user) for user in page]
                 _compare(
                     found, scorer, partition, page, live.states, mirror.states, documents

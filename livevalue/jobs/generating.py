@@ -1,0 +1,155 @@
+"""retrain, promote, rollback: the next generation, and how it comes to serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from featurestore.store import FeatureStore
+from livevalue.jobs.storing import build, flip
+from livevalue.sources import FileOptions, Source
+from scoring.generation import Generation
+from streams.errors import Stale
+from streams.pipeline import Base
+from streams.replay import Progress
+from streams.settings import Settings
+from streams.stores import Stores
+
+
+def store_name(generation: str) -> str:
+    """Name of the store that is built for a generation.
+
+    >>> store_name("3f9c0a1b22cd")
+    'g-3f9c0a1b22cd'
+    """
+    return f"g-{generation[:12]}"
+
+
+async def list_generations(settings: Settings) -> dict[str, Any]:
+    """What the registry holds, oldest first."""
+    stores = Stores(settings)
+    try:
+        return {
+            "generations": [
+                {
+                    "id": entry.id,
+                    "champion": entry.champion,
+                    **entry.manifest.model_dump(mode="json", include=_SHOWN),
+                }
+                for entry in await stores.registry().ls()
+            ]
+        }
+    finally:
+        await stores.close()
+
+
+_SHOWN = {"family", "trained_until_ms", "seen_types", "unit", "metrics"}
+
+
+async def show_generation(settings: Settings, name: str) -> dict[str, Any]:
+    """The manifest of one generation."""
+    stores = Stores(settings)
+    try:
+        found = await stores.registry().get(name)
+        return {"id": found.id, **found.manifest.model_dump(mode="json")}
+    finally:
+        await stores.close()
+
+
+async def promote(
+    settings: Settings,
+    name: str,
+    base: Sequence[str],
+    options: FileOptions,
+    told: Callable[[str], None],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Build a store with this generation aside, let it catch up, flip, and let workers sweep.
+
+    base: the files that the active store was built from first, where it was.
+    """
+    stores = Stores(settings)
+    try:
+        registry = stores.registry()
+        full = await registry.resolve(name)
+        made = await registry.get(full)
+        active = (await stores.pipeline_for(0)).store
+        other = stores.store(store_name(full))
+        if active.name != other.name:
+            await _build_aside(settings, active, other, made, base, options, told, progress)
+        await flip(settings, other.name, told)
+        before = await registry.promote(full)
+        return {"generation": full, "before": before, "store": other.name}
+    finally:
+        await stores.close()
+
+
+async def _build_aside(
+    settings: Settings,
+    active: FeatureStore,
+    other: FeatureStore,
+    made: Generation,
+    base: Sequence[str],
+    options: FileOptions,
+    told: Callable[[str], None],
+    progress: Progress | None,
+) -> None:
+    """Fold what the active store has folded into the other one; resumes what was begun."""
+    mark = (await active.load(0, [])).watermark
+    has_base = mark is not None and bool(mark.base)
+    if has_base and not base:
+        raise Stale(
+            f"store {active.name!r} has a base of files: name them with --base, so that the new "
+            "store is folded from them too"
+        )
+    limits = [(await active.load(p, [])).watermark for p in range(settings.kafka.partitions)]
+    told(f"building store {other.name} aside")
+    if has_base and mark is not None:
+        cut_ms = Base.parse(mark.base).cut_ms
+        await build(settings, other, made, base, None, options, cut_ms=cut_ms)
+    ends = {p: w.positions for p, w in enumerate(limits) if w is not None}
+    await build(settings, other, made, ["kafka"], None, options, limits=ends, progress=progress)
+
+
+async def rollback(settings: Settings, told: Callable[[str], None]) -> dict[str, Any]:
+    """Back to the champion before; its store is still there, so this is one flip."""
+    stores = Stores(settings)
+    try:
+        registry = stores.registry()
+        before = await registry.champion()
+        generation = await registry.rollback()
+        known = {info.name: info for info in await stores.store().stores()}
+        name = next((n for n, info in known.items() if info.generation == generation), None)
+        if name is None:
+            if before is not None:
+                await registry.promote(before)
+            raise Stale(
+                f"no store holds generation {generation[:12]} any more: "
+                f"`livevalue promote {generation[:12]}` builds it again"
+            )
+        await flip(settings, name, told)
+        return {"generation": generation, "before": before, "store": name}
+    finally:
+        await stores.close()
+
+
+async def retrain(
+    settings: Settings,
+    src: Sequence[str],
+    options: FileOptions,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train, calibrate, compare with the champion, publish; idempotent. Does not promote stores."""
+    from scoring import retrain as job  # loads torch
+
+    stores = Stores(settings)
+    try:
+        registry = stores.registry()
+        source = Source(src, settings, options)
+        report = await asyncio.to_thread(
+            job.retrain, source.batches, settings, registry, progress=progress
+        )
+        return report.as_json()
+    finally:
+        await stores.close()

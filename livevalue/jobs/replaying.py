@@ -1,0 +1,132 @@
+"""replay, digest, verify: does the log give what the store holds?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from featurestore.backends.memory import MemoryStore
+from featurestore.errors import FeatureStoreError
+from featurestore.store import Watermark
+from livevalue.sources import FileOptions, Source
+from scoring.generation import Generation, prior
+from scoring.scorer import Scorer
+from streams.backfill import backfill_files
+from streams.errors import LogFileError
+from streams.pipeline import Base, Pipeline
+from streams.replay import Progress, digest_of, replay
+from streams.settings import Settings
+from streams.stores import Stores
+from streams.verify import verify
+
+
+async def replay_source(
+    settings: Settings,
+    src: Sequence[str],
+    options: FileOptions,
+    generation: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fold a log into a scratch store and score it; changes nothing live.
+
+    generation: an id; without one that which serves, or `prior` where Redis is not reached.
+    """
+    source = Source(src, settings, options)
+    served = await _generation(settings, generation)
+    scorer = Scorer(served, settings.model, settings.features)
+    pipeline = Pipeline(MemoryStore("scratch"), scorer, settings, publishes=False)
+    async with aclosing(source.steps()) as steps:
+        done = await replay(steps, pipeline, progress=progress)
+    digest = await digest_of(pipeline.store, sorted(done.watermarks))
+    facts = done.as_json()
+    if source.file_log is not None:
+        facts["anonymous"] = source.file_log.counts["anonymous"]
+        facts["rejected"] += sum(
+            n for name, n in source.file_log.counts.items() if name.startswith("rejected")
+        )
+    return {**facts, "users": digest.users, "digest": digest.hexdigest()}
+
+
+async def digest_live(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+    """Digest of the live store over exact fields, equal to replay's for the same log."""
+    stores = Stores(settings)
+    try:
+        partitions = range(settings.kafka.partitions)
+        pipeline = await stores.pipeline_for(0)
+        digest = await digest_of(pipeline.store, partitions, progress)
+        return {"applied": digest.applied, "users": digest.users, "digest": digest.hexdigest()}
+    finally:
+        await stores.close()
+
+
+async def verify_live(
+    settings: Settings,
+    sample: int | None,
+    base: Sequence[str] = (),
+    options: FileOptions | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Replay the log up to each page's watermark and compare it with the store.
+
+    base: the files that the store was built from first, where it was.
+    """
+    stores = Stores(settings)
+    try:
+        pipeline = await stores.pipeline_for(0)
+        mark = (await pipeline.store.load(0, [])).watermark
+        if mark is not None and mark.base and not base:
+            raise LogFileError(
+                f"store {pipeline.store.name!r} has a base of files: name them with --base"
+            )
+        share = None if sample is None else -(-sample // settings.kafka.partitions)
+        found = await verify(
+            settings,
+            pipeline.store,
+            await stores.generation(pipeline.generation),
+            range(settings.kafka.partitions),
+            sample=share,
+            scratch=await _base(settings, pipeline, mark, base, options or FileOptions()),
+            progress=progress,
+        )
+        return {
+            "users": found.users,
+            "different": found.different,
+            "first_differences": found.first_differences,
+        }
+    finally:
+        await stores.close()
+
+
+async def _base(
+    settings: Settings,
+    live: Pipeline,
+    mark: Watermark | None,
+    base: Sequence[str],
+    options: FileOptions,
+) -> Pipeline | None:
+    """A scratch store that holds the base of the live one."""
+    if mark is None or not mark.base:
+        return None
+    source = Source(base, settings, options)
+    if source.file_log is None:
+        raise LogFileError("--base takes the files that the store was built from")
+    scratch = Pipeline(MemoryStore("verify"), live.scorer, settings, publishes=False)
+    cut_ms = Base.parse(mark.base).cut_ms
+    await backfill_files(scratch, source.file_log, source.files, cut_ms)
+    return scratch
+
+
+async def _generation(settings: Settings, name: str) -> Generation:
+    """The generation asked for; for a log in files no Redis is needed."""
+    stores = Stores(settings)
+    try:
+        if name:
+            return await stores.generation(name)
+        return await stores.generation((await stores.pipeline_for(0)).generation)
+    except FeatureStoreError:
+        if name:
+            raise
+        return prior(settings.model)
+    finally:
+        await stores.close()

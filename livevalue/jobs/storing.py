@@ -1,0 +1,174 @@
+"""stores, backfill, flip, archive: what is built aside, and which store serves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from featurestore.store import FeatureStore
+from livevalue.sources import KAFKA, FileOptions, Source
+from scoring.generation import Generation, dump
+from streams import topics
+from streams.app import log_id
+from streams.archive import archive
+from streams.backfill import backfill_files, builder, in_parallel
+from streams.errors import LogFileError, Stale
+from streams.replay import Progress, Replayed, digest_of
+from streams.settings import Settings
+from streams.stores import Stores
+
+_FLIP_S = 600.0  # patience with the workers of a large store
+_LOOK_S = 0.5
+
+
+async def list_stores(settings: Settings) -> dict[str, Any]:
+    """All stores of the deployment and the one that serves."""
+    stores = Stores(settings)
+    try:
+        found = await stores.store().stores()
+        return {
+            "stores": [
+                {
+                    "name": info.name,
+                    "active": info.active,
+                    "generation": info.generation,
+                    "fingerprint": info.fingerprint,
+                    "positions": {str(p): list(w) for p, w in info.positions.items()},
+                }
+                for info in found
+            ],
+            "active": next((info.name for info in found if info.active), None),
+        }
+    finally:
+        await stores.close()
+
+
+async def backfill(
+    settings: Settings,
+    src: Sequence[str],
+    store: str,
+    until: datetime | None,
+    options: FileOptions,
+    *,
+    generation: str = "",
+    jobs: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """A log into an empty or aside store; resumable. Files become its base, up to `until`."""
+    name = store or settings.store.name
+    stores = Stores(settings)
+    try:
+        if await stores.store().active(0) == name:
+            raise Stale(
+                f"store {name!r} serves readers now: name another with --store, then "
+                f"`livevalue stores flip` it"
+            )
+        served = await stores.generation(generation)
+        done = await build(settings, stores.store(name), served, src, until, options, jobs, progress)
+        digest = await digest_of(stores.store(name), range(settings.kafka.partitions))
+        return {
+            **done.as_json(),
+            "store": name,
+            "users": digest.users,
+            "digest": digest.hexdigest(),
+        }
+    finally:
+        await stores.close()
+
+
+async def build(
+    settings: Settings,
+    store: FeatureStore,
+    served: Generation,
+    src: Sequence[str],
+    until: datetime | None,
+    options: FileOptions,
+    jobs: int = 0,
+    progress: Progress | None = None,
+    *,
+    cut_ms: int | None = None,
+    limits: dict[int, tuple[int, ...]] | None = None,
+) -> Replayed:
+    """Fold `src` into `store` with `served`: files first, as the base, then the topics.
+
+    The base ends at `until` (or `cut_ms`), the topics at `limits` where given.
+    """
+    done = Replayed()
+    source = Source(src, settings, options)
+    if source.archives:
+        raise LogFileError("an archive is replayed or retrained from; backfill takes kafka or files")
+    if source.file_log is not None:
+        pipeline = builder(store, settings, served)
+        cut_ms = int(until.timestamp() * 1000) if until else cut_ms
+        files = await backfill_files(pipeline, source.file_log, source.files, cut_ms, progress)
+        done.events += files.events
+        done.counts.update(files.counts)
+    if KAFKA in src:
+        identity = log_id(settings, await asyncio.to_thread(topics.topic_ids, settings))
+        log = await asyncio.to_thread(
+            in_parallel,
+            settings,
+            store.name,
+            dump(served),
+            identity,
+            jobs or min(os.cpu_count() or 1, settings.kafka.partitions),
+            limits,
+            progress,
+        )
+        done.events += log.events
+        done.counts.update(log.counts)
+    return done
+
+
+async def flip(
+    settings: Settings, name: str, told: Callable[[str], None], patience_s: float = _FLIP_S
+) -> dict[str, Any]:
+    """Ask the workers to take `name` over at equal positions; wait until it serves everywhere."""
+    stores = Stores(settings)
+    try:
+        store = stores.store()
+        partitions = range(settings.kafka.partitions)
+        known = {info.name: info for info in await store.stores()}
+        if name not in known:
+            raise Stale(f"there is no store {name!r}: `livevalue stores ls` shows them")
+        for partition in partitions:
+            await store.set_next(partition, name)
+        waiting = set(partitions)
+        until = asyncio.get_running_loop().time() + patience_s
+        while waiting:
+            served = {p for p in waiting if await store.active(p) == name}
+            if served:
+                waiting -= served
+                told(f"{name} serves {len(partitions) - len(waiting)}/{len(partitions)} partitions")
+            if waiting and asyncio.get_running_loop().time() > until:
+                raise Stale(
+                    f"partitions {sorted(waiting)} were not taken over within {patience_s:.0f} s: "
+                    "is a worker running (`livevalue run`)? It goes on when one is"
+                )
+            await asyncio.sleep(_LOOK_S if waiting else 0)
+        return {"active": name, "stores": sorted(known)}
+    finally:
+        await stores.close()
+
+
+async def drop(settings: Settings, name: str) -> dict[str, Any]:
+    """Delete a store that does not serve."""
+    stores = Stores(settings)
+    try:
+        keys = [await stores.store(name).drop(p) for p in range(settings.kafka.partitions)]
+        return {"store": name, "keys": sum(keys)}
+    finally:
+        await stores.close()
+
+
+async def archive_log(
+    settings: Settings, folder: Path, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Copy what the log holds beyond the archive's end."""
+    ids = await asyncio.to_thread(topics.topic_ids, settings)
+    done = await archive(settings, folder, ids, progress)
+    return {"files": done.files, "events": done.events}
