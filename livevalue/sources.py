@@ -8,11 +8,17 @@ and then the log's last days do.
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from featurestore.columns import EventBatch
+import numpy as np
+
+from featurestore.columns import NO_TIME, EventBatch
 from streams.archive import archive_steps, is_archive
 from streams.codec import Codec
 from streams.errors import LogFileError
@@ -23,6 +29,8 @@ from streams.settings import Settings
 
 KAFKA = "kafka"
 _STEP = 2000  # events a step
+_AHEAD = 8  # steps read ahead of whoever trains
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +106,58 @@ class Source:
                         yield step
 
     def batches(self) -> Iterator[tuple[int, EventBatch]]:
-        """The same as plain (partition, batch) pairs, for training; opens its own event loop."""
-        with asyncio.Runner() as runner:
-            steps = self.steps()
-            while (step := runner.run(_next(steps))) is not None:
-                yield step.partition, step.batch
+        """The same as plain (partition, batch) pairs, for training.
+
+        Read by a thread with an event loop of its own, so that it can be used from anywhere.
+        Where the deployment's clock is `log`, an event's log time is its source's clock.
+        """
+        ready: queue.Queue[tuple[int, EventBatch] | Exception | None] = queue.Queue(_AHEAD)
+        left = threading.Event()
+
+        async def read() -> None:
+            async with aclosing(self.steps()) as steps:
+                async for step in steps:
+                    _put(ready, (step.partition, step.batch), left)
+
+        def run() -> None:
+            end: Exception | None = None
+            try:
+                asyncio.run(read())
+            except Exception as error:
+                end = error
+            _put(ready, end, left)
+
+        thread = threading.Thread(target=run, name="source", daemon=True)
+        thread.start()
+        clocks: dict[tuple[int, int], int] = {}
+        try:
+            while (what := ready.get()) is not None:
+                if isinstance(what, Exception):
+                    raise what
+                if self._settings.worker.clock == "log":
+                    _log_clock(what[0], what[1], clocks)
+                yield what
+        finally:
+            left.set()
+            thread.join(10)
 
 
-async def _next(steps: AsyncIterator[Step]) -> Step | None:
-    return await anext(steps, None)
+def _put(ready: queue.Queue[_T], what: _T, left: threading.Event) -> None:
+    """Wait for room, but not for a reader who has left."""
+    while not left.is_set():
+        try:
+            ready.put(what, timeout=0.2)
+            return
+        except queue.Full:
+            continue
+
+
+def _log_clock(partition: int, batch: EventBatch, clocks: dict[tuple[int, int], int]) -> None:
+    """Set the log time of a played-in history to its source's clock after each event."""
+    for source in np.unique(batch.events["source"]):
+        rows = np.flatnonzero(batch.events["source"] == source)
+        key = (partition, int(source))
+        times = batch.events["time_ms"][rows]
+        times[0] = max(int(times[0]), clocks.get(key, NO_TIME))
+        batch.log_ms[rows] = np.maximum.accumulate(times)
+        clocks[key] = int(batch.log_ms[rows[-1]])

@@ -9,6 +9,7 @@ from typing import Any
 from featurestore.store import FeatureStore
 from livevalue.jobs.storing import build, flip
 from livevalue.sources import FileOptions, Source
+from scoring import retrain as job
 from scoring.generation import Generation
 from streams.errors import Stale
 from streams.pipeline import Base
@@ -138,18 +139,37 @@ async def retrain(
     settings: Settings,
     src: Sequence[str],
     options: FileOptions,
-    progress: Callable[[str, float], None] | None = None,
+    told: Callable[[str], None],
+    *,
+    serve: bool = True,
+    base: Sequence[str] = (),
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Train, calibrate, compare with the champion, publish; idempotent. Does not promote stores."""
-    from scoring import retrain as job  # loads torch
+    """Train, calibrate, compare with the champion, publish; idempotent.
 
+    With `serve`, a generation that the gate lets pass is promoted: where a store serves already,
+    another is built aside with it and flipped to; base as in `promote`.
+    """
     stores = Stores(settings)
     try:
         registry = stores.registry()
-        source = Source(src, settings, options)
-        report = await asyncio.to_thread(
-            job.retrain, source.batches, settings, registry, progress=progress
+        report = await job.retrain(
+            Source(src, settings, options).batches,
+            settings.model,
+            settings.features,
+            settings.kafka.sources,
+            registry,
+            unit=settings.value.currency,
+            promote=False,
+            progress=progress,
         )
-        return report.as_json()
+        facts = report.as_json()
+        if serve and report.passed and await registry.champion() != report.generation:
+            if await stores.store().active(0) is None:
+                await registry.promote(report.generation)
+            else:
+                await promote(settings, report.generation, base, options, told)
+            facts["promoted"] = True
+        return facts
     finally:
         await stores.close()
