@@ -57,8 +57,9 @@ class Steps:
 class Folded:
     """What a batch did.
 
-    The caller brings carries up to date in this order: the settled carry is zero where
-    `settled_reset`; it takes `settled_steps`; where `head_reset`, the head's carry becomes the settled one; the head's takes `head_steps`.
+    The caller brings carries up to date in this order: where `settled_reset`, the settled carry
+    becomes zero; it takes `settled_steps`; where `head_reset`, the head's carry becomes the
+    settled one; the head's takes `head_steps`.
     Without a tail head_reset holds and there is no head step, so both carries are equal.
     """
 

@@ -27,8 +27,10 @@ from featurestore.columns import EVENT, NO_TIME
 from featurestore.rows import Rows
 
 # Columns of STATE["decayed"], once per half-life.
-CHANNELS = ("browse", "purchase", "interaction", "orders")  # counts of events
-CHANNELS += ("value_browse", "value_purchase", "value_interaction")
+CHANNELS = (
+    *("browse", "purchase", "interaction", "orders"),  # counts of events
+    *("value_browse", "value_purchase", "value_interaction"),
+)
 ORDERS, VALUES = 3, 4  # where the column of orders and those of value stand
 # Columns of STATE["rhythm"], at the middle half-life.
 RHYTHM = ("sessions", "order_log_gap", "order_gaps", "event_log_gap", "event_gaps")
@@ -67,8 +69,9 @@ STATE = np.dtype(
         ("buckets", "<f4", (2, BUCKETS, 3)),
     ]
 )
-_TIMES = ("first_ms", "last_ms", "last_type_ms", "first_order_ms", "last_order_ms")
-_TIMES += ("last_refund_ms", "last_step_ms", "session_ms", "first_record_ms")
+_TIMES = tuple(
+    name for name in STATE.names or () if name.endswith("_ms") and not name.endswith("gap_ms")
+)
 
 # One event as remembered for deduplication.
 SEEN = np.dtype(

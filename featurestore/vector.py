@@ -1,0 +1,220 @@
+"""From sides to the numbers that a model sees, at any query time at or after the last event.
+
+`encode` is called with ten or so times of future silence per user, so what does not depend on
+the time is computed once and copied. Columns and their errors: features.FEATURES. Windows are
+interpolated in cumulated buckets of days and weeks, so that only the bucket in which a window
+begins is approximate.
+
+Shapes: U users, K query times, F features. float32; times are integer milliseconds, UTC.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.columns import NO_TIME
+from featurestore.features import FEATURES, NEVER_DAYS, PRIOR_ORDERS, STATIC, WINDOWS_DAYS
+from featurestore.fold_settings import DAY_MS, WEEK_MS, half_lives_ms
+from featurestore.rows import Records
+from featurestore.settings import FeatureSettings
+from featurestore.state import ACTIONS, BUCKETS, CATEGORIES, CHANNELS, HOURS, States
+from featurestore.step import TOKENS
+
+__all__ = ["FEATURES", "TOKENS", "encode"]
+
+Floats = npt.NDArray[np.float32]
+Times = npt.NDArray[np.int64]
+
+_ONE = np.float32(1)
+_NEVER = np.float32(NEVER_DAYS)
+_LOG_NEVER = np.float32(np.log1p(NEVER_DAYS))
+_MINUTE_MS = 60_000
+# Users whose columns fit into a core's cache with all their query times.
+_CHUNK = 256
+_RECENCIES, _AGES = 6, 3
+_DECAYED = STATIC + _RECENCIES + _AGES
+_WINDOWS = len(FEATURES) - 3 * len(WINDOWS_DAYS)
+
+
+def encode(
+    sides: Records | States,
+    as_of_ms: Times,
+    log_start_ms: int | None,
+    settings: FeatureSettings,
+) -> Floats:
+    """Features of `sides` (U,) STATE at `as_of_ms` (U,) -> (U, F), or (U, K) -> (U, K, F).
+
+    States stand for their heads. log_start_ms: first event time of the log that the model knows.
+    """
+    rows = sides.head if isinstance(sides, States) else sides
+    when = as_of_ms[:, None] if as_of_ms.ndim == 1 else as_of_ms
+    out = np.empty((*when.shape, len(FEATURES)), np.float32)
+    for begin in range(0, len(rows), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        _encode(rows[part], when[part], log_start_ms, settings, out[part])
+    return out[:, 0] if as_of_ms.ndim == 1 else out
+
+
+def _encode(
+    sides: Records, when: Times, log_start_ms: int | None, settings: FeatureSettings, out: Floats
+) -> None:
+    out[:, :, :STATIC] = _static(sides, settings.order_value_prior)[:, None]
+    last = sides["last_ms"]
+    known = last != NO_TIME
+    last = np.where(known, last, when.min(axis=1))
+    silence = _days(np.maximum(when - last[:, None], 0))  # (U, K)
+
+    logs = out[:, :, STATIC:_DECAYED]
+    for j, before in enumerate(_before_last(sides, last)):
+        np.add(silence, before[:, None], out=logs[:, :, j])
+    if log_start_ms is None:
+        logs[:, :, -1] = 0
+    else:
+        logs[:, :, -1] = _days(np.maximum(when - log_start_ms, 0))
+    logs += _ONE
+    np.log(logs, out=logs)
+
+    _decayed(sides, last, silence, settings, out[:, :, _DECAYED:_WINDOWS])
+    _windows(sides, last, silence, out[:, :, _WINDOWS:])
+    if not known.all():
+        out[~known, :, STATIC:-1] = 0
+        out[~known, :, STATIC : STATIC + _RECENCIES] = _LOG_NEVER
+
+
+def _days(ms: Times) -> Floats:
+    return (ms * (1 / DAY_MS)).astype(np.float32)
+
+
+def _log1p(x: npt.NDArray[np.floating]) -> Floats:
+    """log(1 + x) in float32: near 0 it is exact to 1e-7 in absolute terms, which is harmless."""
+    out: Floats = np.log(x.astype(np.float32) + _ONE)
+    return out
+
+
+def _signed(x: npt.NDArray[np.floating]) -> Floats:
+    out: Floats = np.copysign(_log1p(np.abs(x)), x)
+    return out
+
+
+def _static(sides: Records, prior: float) -> Floats:
+    """Columns that do not depend on the query time, (U, STATIC)."""
+    out = np.empty((len(sides), STATIC), np.float32)
+    orders = sides["orders"]
+    gross, refunded = sides["gross_micro"] / 1e6, sides["refunded_micro"] / 1e6
+    out[:, 0:3] = _log1p(sides["counts"])
+    out[:, 3] = _log1p(orders)
+    out[:, 4] = _log1p(sides["refunds"])
+    out[:, 5] = _log1p(sides["sessions"])
+    out[:, 6] = _log1p(gross)
+    out[:, 7] = _log1p(refunded)
+    out[:, 8] = _signed(gross - refunded)
+    out[:, 9] = np.minimum(np.where(gross > 0, refunded / np.maximum(gross, 1e-6), 0), 2)
+    out[:, 10] = np.log((gross + PRIOR_ORDERS * prior) / (orders + PRIOR_ORDERS))
+
+    rhythm = sides["rhythm"]
+    events = sides["counts"].sum(axis=1)
+    spans = (
+        (11, orders, "first_order_ms", "last_order_ms", "order_gap_ms", 1),
+        (14, events, "first_ms", "last_ms", "event_gap_ms", 3),
+    )
+    for at, number, first, last, gap, column in spans:
+        some = number > 1
+        span = np.where(some, sides[last] - sides[first], 0)
+        out[:, at] = np.where(some, _log1p(sides[gap] / DAY_MS), _LOG_NEVER)
+        mean = span / (np.maximum(number, 2) - 1.0)
+        out[:, at + 1] = np.where(some, _log1p(mean / DAY_MS), _LOG_NEVER)
+        weight = rhythm[:, column + 1]
+        typical = rhythm[:, column] / np.where(weight > 0, weight, 1)
+        out[:, at + 2] = np.where(weight > 0, typical, _LOG_NEVER)
+
+    started = sides["session_ms"] != NO_TIME
+    session = np.where(started, sides["last_ms"] - sides["session_ms"], 0)
+    out[:, 17] = _log1p(session / _MINUTE_MS)
+    out[:, 18] = _log1p(sides["session_events"])
+    mix = sides["mix"]
+    out[:, 19:27] = _shares(mix[:, CATEGORIES : CATEGORIES + 8])
+    out[:, 27:35] = _shares(mix[:, ACTIONS : ACTIONS + 8])
+    slots = _shares(mix[:, HOURS:]).reshape(-1, 7, 4)
+    out[:, 35:39] = slots.sum(axis=1)
+    out[:, 39:46] = slots.sum(axis=2)
+    return out
+
+
+def _shares(sums: Floats) -> Floats:
+    total = sums.sum(axis=1, keepdims=True)
+    out: Floats = (sums / np.where(total > 0, total, 1)).astype(np.float32, copy=False)
+    return out
+
+
+def _before_last(sides: Records, last: Times) -> list[Floats]:
+    """Days by which each recency and age began before the last event, (U,) each."""
+    kinds = sides["last_type_ms"]
+    times = [last, kinds[:, 0], kinds[:, 1], kinds[:, 2], sides["last_order_ms"]]
+    times += [sides["last_refund_ms"], sides["first_ms"], sides["first_order_ms"]]
+    return [
+        np.where(time == NO_TIME, _NEVER, _days(last - np.where(time == NO_TIME, last, time)))
+        for time in times
+    ]
+
+
+def _decayed(
+    sides: Records, last: Times, silence: Floats, settings: FeatureSettings, out: Floats
+) -> None:
+    """Decayed counts, values and sessions: signed log1p of sum x 2^(-silence / half-life)."""
+    at = 0
+    for h, half_life in enumerate(half_lives_ms(settings)):
+        since = np.exp2(-(last % half_life) / half_life)
+        now = np.exp2(silence * np.float32(-DAY_MS / half_life))  # (U, K)
+        sums = sides["decayed"][:, h]
+        if h == 1:
+            sums = np.concatenate([sums, sides["rhythm"][:, :1]], axis=1)
+        width = sums.shape[1]
+        block = out[:, :, at : at + width]
+        start = (sums * since[:, None]).astype(np.float32)
+        np.multiply(start[:, None], now[:, :, None], out=block)
+        at += width
+    # Only values can be negative.
+    negative = sides["refunds"].any()
+    sign = out.copy() if negative else out
+    if negative:
+        np.abs(out, out=out)
+    out += _ONE
+    np.log(out, out=out)
+    if negative:
+        np.copysign(out, sign, out=out)
+
+
+def _windows(sides: Records, last: Times, silence: Floats, out: Floats) -> None:
+    """Orders, events and value of the last days: interpolated in what buckets cumulate."""
+    users = np.arange(len(sides))[:, None]
+    at = 0
+    for which, span, windows in ((0, DAY_MS, WINDOWS_DAYS[:1]), (1, WEEK_MS, WINDOWS_DAYS[1:])):
+        number = last // span
+        newest = (number[:, None] - np.arange(BUCKETS)) % BUCKETS
+        totals = np.zeros((len(sides), BUCKETS + 2, 3), np.float32)
+        np.cumsum(sides["buckets"][users, which, newest], axis=1, out=totals[:, 1:-1])
+        totals[:, -1] = totals[:, -2]
+        # Buckets that a window covers, counted back from the end of the last event's.
+        ahead = (((number + 1) * span - last) / span).astype(np.float32)
+        passed = silence * np.float32(DAY_MS / span)
+        for days in windows:
+            covered = (ahead + np.float32(days * DAY_MS / span))[:, None] - passed
+            np.clip(covered, 0, BUCKETS, out=covered)
+            whole = covered.astype(np.intp)
+            covered -= whole
+            low = totals[users, whole]
+            high = totals[users, whole + 1]
+            high -= low
+            high *= covered[:, :, None]
+            np.add(low, high, out=out[:, :, at : at + 3])
+            at += 3
+    values = out[:, :, 2::3].copy()
+    np.abs(out, out=out)
+    out += _ONE
+    np.log(out, out=out)
+    out[:, :, 2::3] = np.copysign(out[:, :, 2::3], values)
+
+
+# The table and the code agree.
+assert 3 * len(CHANNELS) + 1 == _WINDOWS - _DECAYED
