@@ -185,8 +185,11 @@ async def digest_of(
     users = 0
     for partition in partitions:
         cursor = ""
+        seen: set[str] = set()  # a scan may show a user twice while the keyspace grows
         while True:
             page, cursor = await store.scan(partition, cursor, _PAGE)
+            page = [user for user in dict.fromkeys(page) if user not in seen]
+            seen.update(page)
             loaded = await store.load(partition, page)
             kept = [(u, split(s)[0]) for u, s in zip(page, loaded.states, strict=True) if s]
             digest.add(States.decode([u for u, _ in kept], [s for _, s in kept]))
