@@ -10,7 +10,7 @@ Shapes as in scoring.interface; M steps in all, of U users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -132,13 +132,16 @@ def _check_order(found: _Found, made: Prediction, where: str) -> None:
 
 
 def _absurd(features: Floats) -> Iterator[tuple[str, Floats]]:
-    """Input that no training set holds and that some deployment will bring."""
+    """Input that no training set holds and that some deployment will bring.
+
+    Features are logarithms of counts, days and money: 25 stands for 72 billion.
+    """
     yield "a user of whom nothing is known", np.zeros_like(features)
-    yield "a spend of a billion", np.full_like(features, 1e9)
-    yield "a net refund of a billion", np.full_like(features, -1e9)
+    yield "a spend of billions", np.full_like(features, 25)
+    yield "a net refund of billions", np.full_like(features, -25)
     one = np.zeros_like(features)
-    one[..., 0::7] = 1e9
-    yield "single features of a billion", one
+    one[..., 0::7] = 25
+    yield "single features of billions", one
 
 
 def _check_steps(found: _Found, model: ValueModel, sample: Sample, carries: Floats) -> None:
@@ -227,10 +230,10 @@ def _check_unseen(
     )
 
 
-def untrained(generation: Generation, names: Callable[[], list[str]]) -> npt.NDArray[np.intp]:
-    """Columns of `names()` (FEATURES in order) that the generation was not trained on."""
+def untrained(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Columns of `names` (FEATURES in order) that the generation was not trained on."""
     trained = set(generation.manifest.trained_features)
-    return np.flatnonzero([name not in trained for name in names()])
+    return np.flatnonzero([name not in trained for name in names])
 
 
 def _zeros(model: ValueModel, users: int) -> Floats:

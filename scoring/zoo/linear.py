@@ -28,6 +28,7 @@ from safetensors.numpy import save
 from featurestore.features import FEATURES
 from scoring import calibration
 from scoring.errors import GenerationError, TooLittleData
+from scoring.examples import Examples
 from scoring.generation import Generation, Manifest, build
 from scoring.heads import mixture, prediction
 from scoring.interface import Floats, Prediction
@@ -72,9 +73,9 @@ class Linear:
     def predict(self, carries: Floats, features: Floats) -> Prediction:
         """`features` (U, K, F) -> Prediction, calibrated."""
         users, knots, _ = features.shape
-        x = features[..., self._columns].reshape(users * knots, -1)
+        x = features[..., self._columns].reshape(users * knots, len(self._columns))
         out = standardise(x, self._scale, self._mean, self._sd) @ self._weights + self._bias
-        split = out.reshape(users, knots, OUTPUTS, -1)
+        split = out.reshape(users, knots, OUTPUTS, len(self._sigma))
         q, hazard, mu = _sigmoid(split[:, :, 0]), _sigmoid(split[:, :, 1]), split[:, :, 2]
         sigma = np.broadcast_to(self._sigma, mu.shape)
         made = mixture(q, mu, sigma, self._cap, hazard)
@@ -93,11 +94,38 @@ def standardise(x: Floats, scale: Floats, mean: Floats, sd: Floats) -> Floats:
     return out
 
 
+def train(examples: Examples, ridge: float = RIDGE) -> Generation:
+    """Fit on all cut-offs; calibrated on the newest one by a fit that has not seen it."""
+    labels = Labels(examples.increments(), examples.between, examples.mask)
+    manifest = Manifest(
+        family="linear",
+        horizons_s=examples.horizons_s,
+        trained_until_ms=examples.clock_ms,
+        log_start_ms=examples.log_start_ms,
+        seen_types=examples.seen_types,
+        params={"ridge": ridge},
+    )
+    whole = examples.window[examples.mask.all(1)]
+    newest = int(whole.max()) if len(whole) else -1
+    older = examples.window < newest
+    if (examples.mask & older[:, None]).any(0).all():
+        shown, aside = examples.rows(older), examples.rows(examples.window == newest)
+        known = Labels(shown.increments(), shown.between, shown.mask)
+        trial = generation(manifest, *fit(shown.features, known, ridge))
+        none = np.zeros((len(aside), 0), np.float32)
+        raw = trial.model.predict(none, aside.features[:, None])
+        fitted = calibration.fit(
+            raw.expected[:, 0], raw.p_active[:, 0], aside.value, aside.active, aside.mask
+        )
+        manifest = manifest.model_copy(update={"calibration": fitted.dump()})
+    return generation(manifest, *fit(examples.features, labels, ridge))
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Of N examples; `mask` marks what is mature."""
 
-    increments: Floats  # (N, H) value between horizon k - 1 and k, >= 0
+    increments: Doubles  # (N, H) value between horizon k - 1 and k, >= 0
     active: Mask  # (N, H) a positive value event in increment k
     mask: Mask  # (N, H)
 
@@ -203,5 +231,4 @@ def level(z: Floats, value: Doubles, ridge: float) -> tuple[Doubles, float, floa
 
 
 def _sigmoid(x: Floats) -> Floats:
-    out: Floats = 1 / (1 + np.exp(-np.clip(x, -30, 30)))
-    return out
+    return (1 / (1 + np.exp(-np.clip(x, -30, 30)))).astype(np.float32, copy=False)

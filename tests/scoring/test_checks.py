@@ -1,0 +1,153 @@
+"""The conformance suite, run on every family, and on models that are broken on purpose."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from featurestore.features import FEATURES
+from featurestore.step import TOKENS
+from scoring import checks
+from scoring.checks import Sample
+from scoring.errors import GenerationError
+from scoring.generation import Generation, Manifest, prior
+from scoring.interface import Floats, Prediction
+from scoring.settings import ModelSettings
+from scoring.zoo import FAMILIES, linear
+
+NAMES = [feature.name for feature in FEATURES]
+DAY_S = 86_400
+SAMPLE = Sample.drawn(40, 5, len(NAMES), len(TOKENS))
+
+
+def made_prior() -> Generation:
+    return prior(ModelSettings())
+
+
+def made_linear() -> Generation:
+    rng = np.random.default_rng(0)
+    features = rng.lognormal(0, 1, (500, len(NAMES))).astype(np.float32)
+    features[:, 3] = 1.0  # constant in training
+    active = rng.random((500, 3)) < 0.3
+    value = np.where(active, rng.lognormal(2, 1, (500, 3)), 0.0)
+    labels = linear.Labels(value, active, np.ones((500, 3), bool))
+    manifest = Manifest(
+        family="linear",
+        horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
+        calibration={"slope": 0.8, "shift": [0.0, 0.1, 0.1], "level": [0.9, 1.0, 1.2]},
+    )
+    return linear.generation(manifest, *linear.fit(features, labels))
+
+
+def made_mingru() -> Generation:
+    torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+    from scoring.zoo.mingru import GRAPH, WEIGHTS
+    from scoring.zoo.mingru_net import Net, Scaling, export
+
+    torch.manual_seed(0)
+    scale = np.ones(len(NAMES), np.float32)
+    scale[3] = 0  # constant in training
+    features = Scaling(np.zeros(len(NAMES), np.float32), scale)
+    tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
+    net = Net(tokens, features, 3, NAMES.index("log_mean_order_value"), width=8)
+    graph, weights = export(net)
+    manifest = Manifest(
+        family="mingru",
+        horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
+        features=tuple(NAMES),
+        tokens=TOKENS,
+        trained_features=tuple(n for n, s in zip(NAMES, scale, strict=True) if s),
+    )
+    from scoring.generation import build
+
+    return build(manifest, {GRAPH: graph, WEIGHTS: weights})
+
+
+MAKERS: dict[str, Callable[[], Generation]] = {
+    "prior": made_prior,
+    "linear": made_linear,
+    "mingru": made_mingru,
+}
+
+
+def unseen(generation: Generation) -> npt.NDArray[np.intp]:
+    return checks.untrained(generation, NAMES)
+
+
+def test_every_family_is_held_to_the_suite() -> None:
+    assert set(MAKERS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_family_keeps_every_promise(family: str) -> None:
+    generation = MAKERS[family]()
+    assert generation.manifest.family == family
+    assert len(unseen(generation)), "nothing would be checked of unseen features"
+    assert checks.check(generation, SAMPLE, unseen(generation)) == []
+
+
+class Broken:
+    """A model around a good one that breaks one promise."""
+
+    def __init__(self, inner: Generation, how: str) -> None:
+        self._inner, self._how = inner.model, how
+        self.carry_size = 2 if how in ("order of users", "input") else 0
+        self.horizons_s = inner.model.horizons_s
+
+    def advance(self, carries: Floats, rows: npt.NDArray[np.int32], tokens: Floats) -> Floats:
+        if self._how == "order of users":
+            return carries + np.float32(len(rows) ** 2)
+        if self._how == "input":
+            carries += 1
+            return carries
+        return carries.copy()
+
+    def predict(self, carries: Floats, features: Floats) -> Prediction:
+        made = self._inner.predict(carries[:, :0], features)
+        match self._how:
+            case "horizons":
+                return replace(made, expected=made.expected[..., ::-1])
+            case "quantiles":
+                return replace(made, p50=made.p90 + 1)
+            case "probability":
+                return replace(made, p_active=made.p_active * 5)
+            case "overflow":
+                huge = np.exp(4 * features.max(-1, keepdims=True))
+                return replace(made, expected=made.expected + huge)
+            case "batch":
+                return replace(made, expected=made.expected + np.float32(len(features)))
+            case "silence":
+                shift = np.float32(0 if features.shape[1] == 1 else 1)
+                return replace(made, expected=made.expected + shift)
+            case "unseen":
+                return replace(made, expected=made.expected + np.abs(features[:, :, :1]))
+            case "shape":
+                return replace(made, p50=made.p50[:, :1])
+        return made
+
+
+@pytest.mark.parametrize(
+    ("how", "claim"),
+    [
+        ("horizons", "a longer horizon has less expected"),
+        ("quantiles", "p50 is above p90"),
+        ("probability", "p_active is above 1"),
+        ("overflow", "expected is not finite for a spend of billions"),
+        ("batch", "a batch of 7 rows gives another value"),
+        ("silence", "the first knot of silence is not the value now"),
+        ("unseen", "a feature that training never saw vary moves a value"),
+        ("shape", "p50 has shape"),
+        ("order of users", "step by step gives another carry"),
+        ("input", "the input is changed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_suite_finds_a_model_that_breaks_a_promise(how: str, claim: str) -> None:
+    good = made_prior()
+    broken = replace(good, model=Broken(good, how))
+    found = checks.check(broken, SAMPLE, unseen(good))
+    assert any(claim in one for one in found), found
+    with pytest.raises(GenerationError, match="is not published"):
+        checks.require(broken, SAMPLE, unseen(good))
