@@ -163,10 +163,9 @@ class Purchase(_Event):
         description="major units; > 0 an order, < 0 a refund, 0 a free order; kept as whole "
         "millionths, rounded half to even; at most ten billion"
     )
-    currency: Annotated[str, Field(strict=True, pattern=r"^[A-Z]{3}\z")] | None = Field(
+    currency: Annotated[str, Field(strict=True, pattern=r"^[A-Z]{3}$")] | None = Field(
         None,
         description="ISO 4217; none = the deployment's; another one needs a dated rate",
-        json_schema_extra={"pattern": "^[A-Z]{3}$"},
     )
     order_id: Text | None = None
     items: list[Item] | None = None

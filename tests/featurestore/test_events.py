@@ -33,7 +33,7 @@ def test_a_number_keeps_its_decimal_text() -> None:
 
 def test_a_float_is_refused_as_an_amount() -> None:
     with pytest.raises(ValidationError, match="not exact"):
-        Purchase(user_id="a", event_time=1, amount=0.1)  # type: ignore[arg-type]
+        Purchase(user_id="a", event_time=1, amount=0.1)
 
 
 def test_the_topic_may_say_the_type() -> None:

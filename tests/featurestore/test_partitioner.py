@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyped]
 from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 from hypothesis import given
 from hypothesis import strategies as st
-from kafka.partitioner.default import murmur2 as kafka_python_murmur2
+from kafka.partitioner.default import murmur2 as kafka_python_murmur2  # type: ignore[import-untyped]
 
 from featurestore.errors import UnknownPartitionerError
 from featurestore.partitioner import NAMES, fnv1a, murmur2, partition, partitions_of
