@@ -52,9 +52,10 @@ class Ingest:
 
     def revoked(self) -> None:
         """Before a rebalance: all owners stop after the batch at hand."""
+        self._leaving = {p: o for p, o in self._leaving.items() if not o.stopped}
         for partition, owner in self.owners.items():
             self._leaving[partition] = owner
-            asyncio.create_task(owner.close(drain=False), name=f"close-{partition}")
+            owner.stop_soon()
         self.owners.clear()
         self.around.metrics.owned.set(0)
 

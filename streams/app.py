@@ -1,4 +1,4 @@
-"""The Faust app of a worker: `faust -A streams.app worker`, and `run(settings)` for `livevalue run`.
+"""The Faust app of a worker: `faust -A streams.app worker`, or `run(settings)`.
 
 Faust starts, stops and rebalances; the transport hands over whole fetches, one agent passes them
 to the owners of partitions, and Faust's own tables, web server, producer topics and exactly-once
@@ -7,28 +7,22 @@ stay off: state, outputs and positions are committed by us (streams.partition).
 
 from __future__ import annotations
 
-import os
-
-# Before numpy is imported: many small thread pools on few cores only wait for each other.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import asyncio
 import gc
 import logging
 import logging.config
+import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import faust
-from faust.types import AppT
 
 from featurestore.errors import FeatureStoreError
 from scoring.errors import ScoringError
-from streams import topics, transport
+from streams import threads, topics, transport  # threads first: before numpy is imported
 from streams.agents import Ingest
 from streams.codec import Codec
 from streams.errors import StreamsError
@@ -107,10 +101,18 @@ def give_up(message: str) -> NoReturn:
     os._exit(1)
 
 
-def create_app(settings: Settings) -> faust.App:
+class WorkerApp(faust.App):
+    """A Faust app with the worker that it runs."""
+
+    logger = logging.getLogger("faust.app")  # Faust's own news, at Faust's level
+    livevalue: Worker
+    sources: Any  # the iterated topics; Faust subscribes to them as long as this lives
+
+
+def create_app(settings: Settings) -> WorkerApp:
     """A Faust app that runs a worker of these settings."""
     kafka = settings.kafka
-    app = faust.App(
+    app = WorkerApp(
         kafka.app,
         broker=[f"{transport.SCHEME}://{at.strip()}" for at in kafka.bootstrap.split(",")],
         broker_credentials=transport.credentials(kafka),
@@ -164,12 +166,12 @@ def create_app(settings: Settings) -> faust.App:
     return app
 
 
-def _connect(app: faust.App, channel: Any, worker: Worker) -> None:
+def _connect(app: WorkerApp, channel: Any, worker: Worker) -> None:
     """The agent, and what happens on assignment, revocation, start and stop."""
     ingest = worker.ingest
     # Iterating the topics is what makes Faust subscribe to them; their channel stays empty,
     # since fetches go to ours.
-    app.livevalue_topics = aiter(
+    app.sources = aiter(
         app.topic(*worker.settings.kafka.sources, value_serializer="raw", key_serializer="raw")
     )
 
@@ -178,18 +180,18 @@ def _connect(app: faust.App, channel: Any, worker: Worker) -> None:
         async for poll in stream:
             ingest.deliver(poll)
 
-    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
-    async def on_assigned(app: AppT[Any], assigned: Any, **_: Any) -> None:
+    @app.on_partitions_assigned.connect
+    async def on_assigned(sender: Any, /, *args: Any, signal: Any, **_: Any) -> None:
         if not worker.tasks:
             await _begin(worker)
-        ingest.assigned(app.consumer, assigned)
+        ingest.assigned(app.consumer, args[0])
 
-    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
-    async def on_revoked(app: AppT[Any], revoked: Any, **_: Any) -> None:
+    @app.on_partitions_revoked.connect
+    async def on_revoked(sender: Any, /, *args: Any, signal: Any, **_: Any) -> None:
         ingest.revoked()
 
-    @app.on_before_shutdown.connect  # type: ignore[untyped-decorator]
-    async def on_shutdown(app: AppT[Any], **_: Any) -> None:
+    @app.on_before_shutdown.connect
+    async def on_shutdown(sender: Any, /, *args: Any, signal: Any, **_: Any) -> None:
         # Faust has stopped fetching; it leaves the group after this.
         for task in worker.tasks:
             task.cancel()
@@ -209,7 +211,8 @@ async def _begin(worker: Worker) -> None:
     worker.server.start()
     worker.tasks.append(asyncio.create_task(worker.watchdog.run(), name="watchdog"))
     host = worker.settings.worker.metrics_host
-    log.info("serving metrics", extra={"url": f"http://{host}:{worker.server.port}/metrics"})
+    url = f"http://{host}:{worker.server.port}/metrics"
+    log.info("serving metrics", extra={"url": url, "threads": threads.PINNED})
     generation = await worker.stores.generation("")
     worker.metrics.generation.labels(generation.id).set(1)
     gc.collect()
@@ -224,9 +227,11 @@ async def preflight(settings: Settings, stores: Stores) -> None:
     await stores.generation("")
 
 
-def _coordinated(app: faust.App) -> bool:
+def _coordinated(app: WorkerApp) -> bool:
     """Whether the group's coordinator is known."""
-    consumer = app.consumer.aiokafka_consumer if app._consumer is not None else None
+    if app._consumer is None:
+        return False
+    consumer = cast(transport.Consumer, app.consumer).aiokafka_consumer
     return consumer is not None and consumer._coordinator.coordinator_id is not None
 
 
@@ -262,3 +267,7 @@ def __getattr__(name: str) -> Any:
         globals()["app"] = app
         return app
     raise AttributeError(name)
+
+
+if __name__ == "__main__":
+    run(Settings())

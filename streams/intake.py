@@ -138,8 +138,7 @@ class Intake:
         """Decode records that continue the cursor, up to position `after`."""
         source = self.sources[s]
         decoded = self._codec.decode(s, self._partition, records)
-        last = source.chunks[-1].order[-1:] if source.chunks else ()
-        clock = int(last[0]) if len(last) else self._clock(source)
+        clock = self._clock(source)
         erased = np.empty(0, np.int64)
         if decoded.batch.erases:
             refused = {r.offset for r in decoded.rejected}

@@ -144,10 +144,14 @@ class Owner:
             self._around.pause(self.partition, source)
         self._wake.set()
 
-    async def close(self, *, drain: bool) -> None:
+    def stop_soon(self, *, drain: bool = False) -> None:
         """Stop after the batch at hand; with `drain`, publish first what was committed."""
         self._closing, self._drain = True, drain
         self._wake.set()
+
+    async def close(self, *, drain: bool) -> None:
+        """Stop as `stop_soon` does, and wait until stopped."""
+        self.stop_soon(drain=drain)
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -157,6 +161,11 @@ class Owner:
             if end > source.end:
                 source.end = end
                 self._wake.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of this owner runs any more."""
+        return self._task is None or self._task.done()
 
     @property
     def lag(self) -> int:
@@ -190,7 +199,7 @@ class Owner:
                     break
             except (StreamsError, FeatureStoreError, KafkaError, OSError, TimeoutError) as error:
                 await self._forget(error)
-            except Exception as error:  # noqa: BLE001  the same way back; the watchdog ends it
+            except Exception as error:  # the same way back; the watchdog ends it
                 log.exception("partition %s: unexpected", self.partition)
                 await self._forget(error)
         if self._publisher is not None:
@@ -268,9 +277,7 @@ class Owner:
         found = await self._reader.bounds([*self._tps, scores])
         bounds = [found[tp] for tp in self._tps]
         check_store(p, claim.watermark, published, bounds, found[scores])
-        await check_log(
-            self._reader, self._tps, claim.watermark, published, self._log_id, bounds
-        )
+        await check_log(self._reader, self._tps, claim.watermark, published, self._log_id, bounds)
         self._still_ours()
         self._adopt(claim, bounds)
         await self._reconcile(claim, published)

@@ -35,7 +35,11 @@ class Stores:
         """The store of that name; without one, the store of a first start."""
         name = name or self._settings.store.name
         if name not in self._stores:
-            self._stores[name] = RedisStore(self._settings.store, name=name)
+            # Siblings share one pool of connections.
+            first = next(iter(self._stores.values()), None)
+            self._stores[name] = (
+                first.sibling(name) if first else RedisStore(self._settings.store, name=name)
+            )
         return self._stores[name]
 
     def registry(self) -> Registry:

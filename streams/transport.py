@@ -17,6 +17,7 @@ and tests/streams/test_transport.py holds them to it. What broken versions taugh
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ TRANSPORTS.aliases[SCHEME] = "streams.transport:Transport"
 
 _FETCH_WAIT_MS = 200  # a fetch returns as soon as one byte is there, so this costs no latency
 _POLL_S = 0.5
+_faust_log = logging.getLogger("faust.transport.livevalue")  # at Faust's level
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -73,6 +75,8 @@ class PositionedConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread over a read-committed, co-partitioned aiokafka consumer."""
 
+    logger = _faust_log
+
     def _create_worker_consumer(self, transport: driver.Transport) -> PositionedConsumer:
         conf = self.app.conf
         kafka = cast(Consumer, self.consumer).kafka
@@ -100,6 +104,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
 class Consumer(driver.Consumer):
     """Delivers polls to `sink`; acknowledges by segment, in the order of the log."""
+
+    logger = _faust_log
 
     # Set by `bind` on a subclass of each app's own.
     sink: ClassVar[Any]

@@ -71,9 +71,7 @@ class Watchdog:
         if owners and not live:
             self._give_up(next(iter(owners.values())).halted)
             return
-        stalled = [
-            p for p, o in sorted(live.items()) if o.lag > 0 and now - o.moved_s > stall_s
-        ]
+        stalled = [p for p, o in sorted(live.items()) if o.lag > 0 and now - o.moved_s > stall_s]
         if stalled:
             lags = ", ".join(f"{p}: {live[p].lag}" for p in stalled)
             self._give_up(

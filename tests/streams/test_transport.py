@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -50,7 +51,7 @@ class Listener:
                 self.polls.append(poll)
 
         @app.on_partitions_assigned.connect
-        async def on_assigned(app: Any, assigned: Any, **_: Any) -> None:
+        async def on_assigned(sender: Any, /, *args: Any, signal: Any, **_: Any) -> None:
             self.assigned.set()
 
     async def __aenter__(self) -> Listener:
@@ -122,7 +123,7 @@ async def test_polls_say_from_where_to_where_and_markers_move_the_position(
         found = await listener.until(14, kafka.browse, 1)
         values = [r.value for s in found for r in s.records]
         assert values == [*(b"%d" % n for n in range(10)), b"kept"]
-        for earlier, later in zip(found, found[1:], strict=False):
+        for earlier, later in itertools.pairwise(found):
             assert later.before == earlier.after
         assert found[-1].after == 14 and found[-1].end == 14
         # An aborted transaction alone is delivered too: its position moved.
@@ -139,11 +140,12 @@ async def test_only_what_is_acknowledged_is_committed_in_the_order_of_the_log(
     kafka: KafkaSettings,
 ) -> None:
     async with producer(kafka) as plain, Listener(kafka) as listener:
-        consumer = listener.app.consumer.aiokafka_consumer
+        faust_consumer: Any = listener.app.consumer
+        consumer = faust_consumer.aiokafka_consumer
         tp = TP(kafka.purchase, 0)
 
-        async def committed() -> int | None:
-            return await listener.app.consumer._thread.call_thread(consumer.committed, tp)
+        async def committed() -> Any:
+            return await faust_consumer._thread.call_thread(consumer.committed, tp)
 
         for n in range(3):
             await plain.send_and_wait(kafka.purchase, b"%d" % n, partition=0)
@@ -171,7 +173,7 @@ async def test_a_rebalance_with_a_full_channel_loses_nothing_that_was_not_acknow
             await plain.send_and_wait(kafka.interaction, b"%d" % n, partition=n % 2)
         async with Listener(kafka) as second:
             first.open.set()
-            seen: set[bytes] = set()
+            seen: set[bytes | None] = set()
             for _ in range(400):
                 seen = {
                     r.value
