@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.clock import Clocks
-from featurestore.columns import Erase, EventBatch, Kind, Outcome
+from featurestore.columns import NO_TIME, Erase, EventBatch, Kind, Outcome
 from featurestore.features import FEATURES
 from featurestore.fold import Folded, FoldSettings, Steps, fold
 from featurestore.settings import FeatureSettings
@@ -131,13 +131,13 @@ class ExampleBuilder:
         self._share = share
         self._partitions: dict[int, _Partition] = {}
         self._users: list[str] = []
-        self._lives: list[int] = []  # how often each user was erased
+        self._erased_ms: list[int] = []  # records of the user up to here are forgotten
         self._kinds: set[int] = set()
         self._first_ms: int | None = None
         self._clock_ms = 0
         self._rows: list[_Rows] = []
         self._sequences: list[bytes] = []
-        self._values: list[tuple[Ints, Ints, Ints, Ints]] = []  # user, time, micro, life
+        self._values: list[tuple[Ints, Ints, Ints, Ints]] = []  # user, time, micro, record
 
     def add(self, partition: int, batch: EventBatch) -> None:
         """Fold one batch, stopping at the cut-offs within it."""
@@ -159,8 +159,14 @@ class ExampleBuilder:
             self._take(part, cut)
         self._fold(part, batch)
 
-    def finish(self) -> Examples:
-        """Take the cut-offs that no later event has closed, label all rows."""
+    def finish(self, known_until_ms: int | None = None) -> Examples:
+        """Take the cut-offs that no later event has closed, label all rows.
+
+        `known_until_ms`: the log is known to hold all that arrived before it, though its last
+        event is older (a day-stamped file, a quiet night); None: up to its last event.
+        """
+        if known_until_ms is not None:
+            self._clock_ms = max(self._clock_ms, known_until_ms)
         for part in self._partitions.values():
             while part.next < len(self._cutoffs) and self._cutoffs[part.next] <= self._clock_ms:
                 self._take(part, int(self._cutoffs[part.next]))
@@ -184,8 +190,10 @@ class ExampleBuilder:
         for user, keep, blob in zip(users, kept, changed, strict=True):
             if keep:
                 part.blobs[user] = blob
-        for row in folded.erased:
-            self._forget(part, users[row], int(index[row]))
+        for erase in batch.erases:
+            row = int(index[erase.user])
+            if row >= 0:
+                self._erased_ms[row] = max(self._erased_ms[row], erase.record_ms)
         self._remember_values(batch, folded, index)
         part.step(folded, index)
 
@@ -197,17 +205,8 @@ class ExampleBuilder:
         if row is None:
             row = part.row[user] = len(self._users)
             self._users.append(user)
-            self._lives.append(0)
+            self._erased_ms.append(NO_TIME)
         return row
-
-    def _forget(self, part: _Partition, user: str, row: int) -> None:
-        """An erased user leaves no row, no label and no token behind."""
-        if row < 0:
-            return
-        self._lives[row] += 1
-        part.settled.pop(row, None)
-        part.head.pop(row, None)
-        part.open.pop(row, None)
 
     def _remember_values(self, batch: EventBatch, folded: Folded, index: Ints) -> None:
         events = batch.events
@@ -215,8 +214,10 @@ class ExampleBuilder:
         good = (folded.outcome == Outcome.APPLIED) | (folded.outcome == Outcome.APPLIED_LATE)
         at = np.flatnonzero(good & (events["value_micro"] != 0) & (user >= 0))
         if len(at):
-            lives = np.array([self._lives[u] for u in user[at].tolist()], np.int64)
-            self._values.append((user[at], events["time_ms"][at], events["value_micro"][at], lives))
+            chosen = events[at]
+            self._values.append(
+                (user[at], chosen["time_ms"], chosen["value_micro"], chosen["record_ms"])
+            )
 
     def _take(self, part: _Partition, cut: int) -> None:
         """Encode every user of a partition that was seen before the cut-off."""
@@ -238,7 +239,6 @@ class ExampleBuilder:
                 _Rows(
                     rows,
                     np.full(len(rows), window, np.int64),
-                    np.array([self._lives[r] for r in rows.tolist()], np.int64),
                     features,
                     np.array([s for s, _ in taken], np.int64),
                     np.array([p for _, p in taken], np.int64),
@@ -260,12 +260,13 @@ class ExampleBuilder:
 
     def _labelled(self) -> Examples:
         none = np.empty(0, np.int64)
-        lives = np.array(self._lives, np.int64)
+        # what an erasure forgets leaves neither a row nor a label behind
+        erased_ms = np.array(self._erased_ms, np.int64)
         made = _Rows.join(self._rows)
-        made = made.only(lives[made.user] == made.life)
+        made = made.only(self._cutoffs[made.window] > erased_ms[made.user])
         joined = [np.concatenate(c) for c in zip(*self._values, strict=True)] or [none] * 4
-        user, time_ms, micro, life = joined
-        alive = lives[user] == life
+        user, time_ms, micro, record_ms = joined
+        alive = record_ms > erased_ms[user]
         labels = _Labels(user[alive], time_ms[alive], micro[alive])
         cut = self._cutoffs[made.window]
         edges = np.array([0, *self._horizons_s], np.int64) * 1000
@@ -320,6 +321,8 @@ class _Partition:
 
     def step(self, folded: Folded, index: Ints) -> None:
         """Append the fold's steps as the scorer applies them to carries."""
+        for row in index[np.flatnonzero(folded.settled_reset)].tolist():
+            self.settled.pop(row, None)
         _append(self.settled, folded.settled_steps, index)
         for row in index[np.flatnonzero(folded.head_reset)].tolist():
             if row >= 0:
@@ -343,7 +346,6 @@ class _Rows:
 
     user: Ints
     window: Ints
-    life: Ints
     features: Floats
     sequence: Ints
     position: Ints
@@ -353,12 +355,12 @@ class _Rows:
         if not parts:
             none = np.empty(0, np.int64)
             empty = np.empty((0, len(FEATURES)), np.float32)
-            return cls(none, none, none, empty, none, none)
-        names = ("user", "window", "life", "features", "sequence", "position")
+            return cls(none, none, empty, none, none)
+        names = ("user", "window", "features", "sequence", "position")
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def only(self, keep: Bools) -> _Rows:
-        names = ("user", "window", "life", "features", "sequence", "position")
+        names = ("user", "window", "features", "sequence", "position")
         return _Rows(*(getattr(self, name)[keep] for name in names))
 
 
@@ -384,7 +386,8 @@ class _Labels:
 
     def orders(self, user: Ints, start_ms: Ints, end_ms: Ints) -> Ints:
         """Positive value events in [start, end)."""
-        return self._orders[self._at(user, end_ms)] - self._orders[self._at(user, start_ms)]
+        found: Ints = self._orders[self._at(user, end_ms)] - self._orders[self._at(user, start_ms)]
+        return found
 
 
 def _split(batch: EventBatch, cut: int) -> tuple[EventBatch, EventBatch]:

@@ -69,10 +69,12 @@ class Scorer:
     def advance(self, folded: Folded, settled: Floats, head: Floats) -> tuple[Floats, Floats]:
         """Both carries after the fold's steps; the input is left alone.
 
-        A head that must be refolded starts again from the settled carry.
+        An erasure may have wiped the settled part; a head that must be refolded starts again
+        from the settled carry.
         """
         if not self._size:
             return settled, head
+        settled = np.where(folded.settled_reset[:, None], np.float32(0), settled)
         settled = self._step(settled, folded.settled_steps)
         head = np.where(folded.head_reset[:, None], settled, head)
         return settled, self._step(head, folded.head_steps)
