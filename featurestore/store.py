@@ -96,7 +96,7 @@ class Write:
     """What a commit writes of one user."""
 
     user: str
-    state: bytes  # featurestore state and scoring carry, packed
+    state: bytes  # featurestore state and scoring carry, packed; b"" deletes it
     document: bytes | None = None  # None leaves the reader's key alone, b"" deletes it (erased)
     rank: float | None = None  # headline expected value, for the ranking
     due_ms: int | None = None  # when silence will have moved the value enough to say so
@@ -146,9 +146,23 @@ class FeatureStore(Protocol):
 
     async def claim(self, partition: int) -> Claim: ...
     async def load(self, partition: int, users: Sequence[str]) -> Loaded: ...
-    async def commit(self, partition: int, commit: Commit) -> CommitOutcome: ...
+    async def commit(self, partition: int, commit: Commit) -> CommitOutcome:
+        """Everything of `commit`, or nothing.
+
+        A commit that publishes writes outbox, documents and ranking; it is FENCED on a store
+        that is not the active one, and makes its store active where none is. One that does not
+        publish writes states and watermark only; on the active store it raises StoreError.
+        The watermark's `published` never goes back by a commit. StoreUnavailable leaves the
+        outcome unknown: claim again and look.
+        """
+        ...
+
     async def trim(self, partition: int, token: str, published: Identity) -> bool:
-        """Drop outbox entries before `published`, keep that one; False when fenced."""
+        """Drop outbox entries before `published`, keep that one; False when fenced.
+
+        Where the outbox does not hold `published` nothing is dropped. The watermark's
+        `published` is set either way.
+        """
         ...
 
     async def due(self, partition: int, now_ms: int, limit: int) -> list[str]:
@@ -156,17 +170,30 @@ class FeatureStore(Protocol):
         ...
 
     async def scan(self, partition: int, cursor: str, limit: int) -> tuple[list[str], str]:
-        """User ids that the store holds, in pages; cursor "" starts and ends the walk."""
+        """User ids that the store holds, in pages; cursor "" starts and ends the walk.
+
+        A page holds about `limit`. Users that are there throughout come at least once; one may
+        come twice while the keyspace grows.
+        """
         ...
 
     async def active(self, partition: int) -> str | None:
         """Name of the store that serves readers of this partition."""
         ...
 
+    async def next(self, partition: int) -> str | None:
+        """Name of the store that the partition's owner shall take over, if one is announced."""
+        ...
+
+    async def set_next(self, partition: int, name: str | None) -> None:
+        """Announce a store that was built aside, or take the announcement back."""
+        ...
+
     async def flip(self, partition: int, token: str, other: str, other_token: str) -> CommitOutcome:
         """Make `other` the active store; refused unless both stand at equal positions.
 
-        `token` is ours in this (active) store, `other_token` ours in the other.
+        `token` is ours in this (active) store, `other_token` ours in the other. The other's
+        watermark takes over our last identity and published identity, so that seq goes on.
         """
         ...
 
@@ -175,6 +202,7 @@ class FeatureStore(Protocol):
         ...
 
     async def document(self, partition: int, user: str) -> bytes | None: ...
+    async def documents(self, partition: int, users: Sequence[str]) -> list[bytes | None]: ...
     async def top(self, partition: int, n: int) -> list[tuple[str, float]]: ...
     async def meta(self) -> Meta | None: ...
     async def set_meta(self, meta: Meta) -> None: ...

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from featurestore.backends.packing import command
+from featurestore.backends.packing import command, pieces
 from featurestore.backends.replies import SETTING, failure
 from featurestore.errors import StoreError, StoreUnavailable
 
@@ -127,6 +128,7 @@ class Link(asyncio.BufferedProtocol):
         self._replies: list[Any] = []
         self._count = 0
         self._done: asyncio.Future[list[Any]] | None = None
+        self._room: asyncio.Future[None] | None = None  # set while the transport is full
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -136,6 +138,14 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
         self._fail(exc or ConnectionResetError("the server closed the connection"))
+
+    def pause_writing(self) -> None:
+        self._room = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
@@ -156,18 +166,22 @@ class Link(asyncio.BufferedProtocol):
                 done.set_result(self._replies)
 
     def _fail(self, error: Exception) -> None:
+        self.resume_writing()
         done, self._done = self._done, None
         if done is not None and not done.done():
             done.set_exception(error)
 
-    async def ask(self, wire: bytes, replies: int) -> list[Any]:
-        """Send commands and wait for as many replies; error replies are among them."""
+    async def ask(self, wire: Iterable[bytes], replies: int) -> list[Any]:
+        """Send commands, in pieces, and wait for the replies; error replies are among them."""
         if self._transport is None or not self.open:
             raise ConnectionResetError("the connection is closed")
         self._replies, self._count = [], replies
         self._done = self.loop.create_future()
         done = self._done
-        self._transport.write(wire)
+        for piece in wire:
+            self._transport.write(piece)
+            if self._room is not None and not done.done():
+                await self._room
         return await done
 
     def close(self) -> None:
@@ -216,14 +230,14 @@ class Links:
 
         Raises StoreUnavailable where no answer came: whether it was done is then unknown.
         """
-        wire = b"".join(map(command, commands)) if len(commands) > 1 else command(commands[0])
+        wire = chain.from_iterable(map(pieces, commands))
         replies = await self.send(partition, wire, len(commands))
         for reply in replies:
             if isinstance(reply, ErrorReply):
                 raise reply
         return replies
 
-    async def send(self, partition: int | None, wire: bytes, replies: int) -> list[Any]:
+    async def send(self, partition: int | None, wire: Iterable[bytes], replies: int) -> list[Any]:
         """As `ask`, from packed commands, and with error replies among the replies."""
         try:
             async with asyncio.timeout(self.timeout_s), self.lend(partition) as link:
@@ -266,7 +280,7 @@ class Links:
             hello.append([b"SELECT", b"%d" % at.database])
         hello.append([b"CLIENT", b"SETNAME", b"livevalue"])
         try:
-            replies = await link.ask(b"".join(map(command, hello)), len(hello))
+            replies = await link.ask([b"".join(map(command, hello))], len(hello))
         except BaseException:
             link.close()
             raise

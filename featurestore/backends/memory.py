@@ -151,7 +151,7 @@ class MemoryStore:
 
     def _refused(self, shared: _Partition, fold: _Fold, commit: Commit) -> CommitOutcome | None:
         held, expected = fold.watermark, commit.expected
-        if fold.token != commit.token:
+        if not fold.token or fold.token != commit.token:
             return CommitOutcome.FENCED
         if commit.publishes and shared.active not in (None, self.name):
             return CommitOutcome.FENCED
@@ -209,7 +209,9 @@ class MemoryStore:
     async def flip(self, partition: int, token: str, other: str, other_token: str) -> CommitOutcome:
         shared, ours = self.backing.partition(partition), self._fold(partition)
         theirs = shared.folds.get(other, _Fold())
-        if shared.active != self.name or (ours.token, theirs.token) != (token, other_token):
+        if shared.active != self.name or not (token and other_token):
+            return CommitOutcome.FENCED
+        if (ours.token, theirs.token) != (token, other_token):
             return CommitOutcome.FENCED
         if ours.watermark is None or theirs.watermark is None:
             return CommitOutcome.STALE

@@ -28,13 +28,13 @@ from pydantic import SecretStr
 from featurestore.backends.checks import builds_active, check, drops_active, infos
 from featurestore.backends.link import ErrorReply, Links
 from featurestore.backends.packing import (
-    command,
     entry,
     entry_of,
     fields,
     meta,
     meta_of,
     numbers,
+    pieces,
     watermark_of,
 )
 from featurestore.backends.packing import identity as packed_identity
@@ -121,8 +121,8 @@ class RedisStore:
         """Call our function; loads the library where the server has none of our version."""
         version, text = library()
         name = f"livevalue_{function}_{version}".encode()
-        wire = command([b"FCALL", name, b"%d" % len(keys), *keys, *argv])
-        reply = (await self._links.send(partition, wire, 1))[0]
+        call = [b"FCALL", name, b"%d" % len(keys), *keys, *argv]
+        reply = (await self._links.send(partition, pieces(call), 1))[0]
         if isinstance(reply, ErrorReply) and "function not found" in str(reply).lower():
             # A server new, flushed or of another release; it has done nothing yet.
             try:
@@ -130,7 +130,7 @@ class RedisStore:
             except ErrorReply as error:
                 if "already exists" not in str(error):  # another worker was faster
                     raise failure(str(error), self._links.where) from None
-            reply = (await self._links.send(partition, wire, 1))[0]
+            reply = (await self._links.send(partition, pieces(call), 1))[0]
         if isinstance(reply, ErrorReply):
             raise self._refusal(str(reply), partition, function)
         return reply

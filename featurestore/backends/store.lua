@@ -37,7 +37,7 @@ end
 local function claim(keys, argv)
   local wrong = mistyped({keys[1], 'hash', keys[2], 'string', keys[3], 'list'})
   if wrong then return wrong end
-  if redis.call('HEXISTS', keys[1], 'dropping') == 1 then return redis.error_reply('LVDROPPING') end
+  if redis.call('HEXISTS', keys[1], 'dropping') == 1 then return redis.error_reply('LVDROPPING refused') end
   local active = redis.call('GET', keys[2])
   local entries, found = {}, {}
   -- The outbox belongs to the active store's writer: nobody else publishes from it.
@@ -101,11 +101,11 @@ local function commit(keys, argv)
   local publishes = argv[3] == '1'
   local mark = redis.call('HMGET', keys[1], 'token', 'positions', 'seq', 'writer', 'log', 'published', 'dropping')
   local active = redis.call('GET', keys[3])
-  if mark[7] then return redis.error_reply('LVDROPPING') end
+  if mark[7] then return redis.error_reply('LVDROPPING refused') end
   if mark[1] ~= argv[1] then return 'FENCED' end
   -- Flipped away under its writer: who publishes is now the other store's writer.
   if publishes and active and active ~= argv[2] then return 'FENCED' end
-  if not publishes and active == argv[2] then return redis.error_reply('LVACTIVE') end
+  if not publishes and active == argv[2] then return redis.error_reply('LVACTIVE refused') end
   if mark[2] and mark[5] ~= argv[7] then return 'RESET' end
   if (mark[2] or '') ~= argv[4] or (mark[3] or '') ~= argv[5] or (mark[4] or '') ~= argv[6] then
     return 'STALE'
@@ -214,13 +214,13 @@ end
 -- keys: watermark, due, active, stores, then keys of states. argv: store, 'begin' | 'page' | 'end'.
 -- A store half dropped is marked, so that nobody takes the rest of it for a fold.
 local function drop(keys, argv)
-  if redis.call('GET', keys[3]) == argv[1] then return redis.error_reply('LVACTIVE') end
+  if redis.call('GET', keys[3]) == argv[1] then return redis.error_reply('LVACTIVE refused') end
   if argv[2] == 'begin' then
     local gone = redis.call('UNLINK', keys[1], keys[2])
     redis.call('HSET', keys[1], 'dropping', '1')
     return gone
   end
-  if redis.call('HEXISTS', keys[1], 'dropping') == 0 then return redis.error_reply('LVDROPPED') end
+  if redis.call('HEXISTS', keys[1], 'dropping') == 0 then return redis.error_reply('LVDROPPED refused') end
   if argv[2] == 'end' then
     redis.call('UNLINK', keys[1])
     redis.call('SREM', keys[4], argv[1])
