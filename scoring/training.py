@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from featurestore.features import FEATURES
+from featurestore.features import FEATURES, STATIC
 from featurestore.vector import TOKENS
 from scoring import calibration
 from scoring.errors import TooLittleData
@@ -177,6 +177,7 @@ def _new_net(examples: Examples, settings: TrainingSettings) -> Net:
         horizons,
         offset=names.index(OFFSET),
         width=settings.width,
+        static=STATIC,
     )
     value, mask = examples.increments(), examples.mask
     before = np.logical_or.accumulate(examples.between, axis=1)

@@ -51,11 +51,20 @@ class Net(nn.Module):
     """Two minGRU layers and the head."""
 
     def __init__(
-        self, tokens: Scaling, features: Scaling, horizons: int, offset: int, width: int = 32
+        self,
+        tokens: Scaling,
+        features: Scaling,
+        horizons: int,
+        offset: int,
+        width: int = 32,
+        static: int = 0,
     ) -> None:
-        """`offset` is the column of `features` that holds the log of the mean order value."""
+        """`offset` is the column of `features` that holds the log of the mean order value.
+
+        static: how many columns, the first ones, are the same at all query times of a user.
+        """
         super().__init__()
-        self.width, self.horizons, self.offset = width, horizons, offset
+        self.width, self.horizons, self.offset, self.static = width, horizons, offset, static
         self.cell1 = nn.Linear(len(tokens.mean), 2 * width)
         self.cell2 = nn.Linear(width, 2 * width)
         self.by_features = nn.Linear(len(features.mean), HIDDEN)
@@ -160,15 +169,21 @@ def _graph(net: Net) -> onnx.ModelProto:
     """The head, written node by node: what is served can be read here, and no tracer is needed.
 
     Inputs carry (U, C), features (U, K, F); outputs expected and p_active (U, K, H), then q, mu
-    and sigma (U, H) at the first query time. The carry is projected once for all K.
+    and sigma (U, H) at the first query time. The carry, and the columns that are the same at all
+    query times, are projected once for all K.
     """
-    h = net.horizons
+    h, fixed = net.horizons, net.static
+    mean, scale = _array(net.feature_mean), _array(net.feature_scale)
+    w_f = _array(net.by_features.weight).T
     arrays = {
-        "f_mean": _array(net.feature_mean),
-        "f_scale": _array(net.feature_scale),
+        "fixed_mean": mean[:fixed],
+        "fixed_scale": scale[:fixed],
+        "w_fixed": w_f[:fixed],
+        "f_mean": mean[fixed:],
+        "f_scale": scale[fixed:],
         "lo": np.float32(-CLIP),
         "hi": np.float32(CLIP),
-        "w_f": _array(net.by_features.weight).T,
+        "w_f": w_f[fixed:],
         "b_f": _array(net.by_features.bias),
         "w_c": _array(net.by_carry.weight).T,
         "w_h": _array(net.hidden.weight).T,
@@ -185,6 +200,11 @@ def _graph(net: Net) -> onnx.ModelProto:
         "sums": np.triu(np.ones((h, h), np.float32)),
         "k_axis": np.array([1], np.int64),
         "first": np.array(0, np.int64),
+        "zero": np.array([0], np.int64),
+        "fixed": np.array([fixed], np.int64),
+        "end": np.array([len(mean)], np.int64),
+        "f_axis": np.array([2], np.int64),
+        "f_axis_now": np.array([1], np.int64),
         "parts": np.array([h, h, h, h], np.int64),
     }
 
@@ -195,13 +215,21 @@ def _graph(net: Net) -> onnx.ModelProto:
         return made
 
     nodes = [
-        node("Sub", "features f_mean", "centred"),
+        node("Gather", "features first", "features_now", axis=1),
+        node("Slice", "features_now zero fixed f_axis_now", "still"),
+        node("Sub", "still fixed_mean", "still_centred"),
+        node("Mul", "still_centred fixed_scale", "still_scaled"),
+        node("Clip", "still_scaled lo hi", "still_x"),
+        node("MatMul", "still_x w_fixed", "by_still"),
+        node("Slice", "features fixed end f_axis", "moving"),
+        node("Sub", "moving f_mean", "centred"),
         node("Mul", "centred f_scale", "scaled"),
         node("Clip", "scaled lo hi", "x"),
         node("MatMul", "x w_f", "xw"),
         node("Add", "xw b_f", "by_features"),
         node("MatMul", "carry w_c", "cw"),
-        node("Unsqueeze", "cw k_axis", "by_carry"),
+        node("Add", "cw by_still", "once"),
+        node("Unsqueeze", "once k_axis", "by_carry"),
         node("Add", "by_features by_carry", "pre1"),
         node("Relu", "pre1", "x1"),
         node("MatMul", "x1 w_h", "x1w"),
