@@ -123,7 +123,8 @@ class Link(asyncio.BufferedProtocol):
         self.loop = loop
         self.open = False
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray(_BUFFER)
+        # As a view: asyncio's TLS slices it, and a slice of a bytearray would be a copy.
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._reader = hiredis.Reader(notEnoughData=_MISSING, replyError=ErrorReply)
         self._replies: list[Any] = []
         self._count = 0
@@ -147,7 +148,7 @@ class Link(asyncio.BufferedProtocol):
         if room is not None and not room.done():
             room.set_result(None)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -240,7 +241,7 @@ class Links:
     async def send(self, partition: int | None, wire: Iterable[bytes], replies: int) -> list[Any]:
         """As `ask`, from packed commands, and with error replies among the replies."""
         try:
-            async with asyncio.timeout(self.timeout_s), self.lend(partition) as link:
+            async with self.lend(partition) as link, asyncio.timeout(self.timeout_s):
                 return await link.ask(wire, replies)
         except TimeoutError:
             raise StoreUnavailable(
@@ -254,24 +255,36 @@ class Links:
             ) from error
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
-        at = self.address
         try:
-            if at.path:
-                _, link = await loop.create_unix_connection(lambda: Link(loop), at.path)
-            else:
-                _, link = await loop.create_connection(
-                    lambda: Link(loop), at.host, at.port, ssl=at.tls
-                )
+            async with asyncio.timeout(self.timeout_s):
+                return await self._greet(await self._reach(loop))
         except ssl.SSLError as error:
             raise StoreError(
                 f"Redis at {self.where} and we do not agree on TLS ({error.reason}): correct the "
                 f"ssl_ options of {SETTING}, or use redis:// where Redis has no TLS"
             ) from error
-        except OSError as error:
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"Redis at {self.where} cannot be reached within {self.timeout_s:g} s: start it, "
+                f"or correct {SETTING} (rediss:// only where Redis speaks TLS)"
+            ) from None
+        except (OSError, hiredis.ProtocolError) as error:
             raise StoreUnavailable(
                 f"Redis at {self.where} cannot be reached ({_reason(error)}): start it, or "
                 f"correct {SETTING}"
             ) from error
+
+    async def _reach(self, loop: asyncio.AbstractEventLoop) -> Link:
+        at = self.address
+        if at.path:
+            _, link = await loop.create_unix_connection(lambda: Link(loop), at.path)
+        else:
+            _, link = await loop.create_connection(lambda: Link(loop), at.host, at.port, ssl=at.tls)
+        return link
+
+    async def _greet(self, link: Link) -> Link:
+        """Log in and choose the database."""
+        at = self.address
         hello: list[list[bytes]] = []
         if at.password or at.username:
             names = [at.username.encode()] if at.username else []
@@ -281,14 +294,13 @@ class Links:
         hello.append([b"CLIENT", b"SETNAME", b"livevalue"])
         try:
             replies = await link.ask([b"".join(map(command, hello))], len(hello))
+            # The name is a courtesy to operators; an account may lack the right to set it.
+            for reply in replies[:-1]:
+                if isinstance(reply, ErrorReply):
+                    raise failure(str(reply), self.where)
         except BaseException:
             link.close()
             raise
-        # The name is a courtesy to operators; an account may lack the right to set it.
-        for reply in replies[:-1]:
-            if isinstance(reply, ErrorReply):
-                link.close()
-                raise failure(str(reply), self.where)
         return link
 
     async def close(self) -> None:

@@ -8,7 +8,8 @@ Keys, with `lv` as the prefix and p the partition; each call touches one partiti
     lv:meta  lv:blob:<key>                           of the deployment
 
 store.lua holds the atomic steps. A load needs no script: MULTI with one MGET is as atomic, and
-spares Redis copying each state into Lua and out again (figures: docs of tests/contract/speed.py).
+Redis need not copy each state into Lua and out again (measured for 4,096 states of 2.5 kB:
+LOADFIG). What it gives up: a key of another type in a state's place reads as no state.
 """
 
 from __future__ import annotations

@@ -86,15 +86,15 @@ class InRedis:
         self._proxies.append(proxy)
         return self.open(url=f"redis://127.0.0.1:{await proxy.start()}/0")
 
-    def keys(self) -> list[bytes]:
+    def held(self) -> list[bytes]:
         return sorted(self.raw.scan_iter(f"{self.prefix}:*", count=10_000))
 
     def snapshot(self) -> object:
-        return {key: self.raw.dump(key) for key in self.keys()}
+        return {key: self.raw.dump(key) for key in self.held()}
 
     def restore(self, snapshot: object) -> None:
         assert isinstance(snapshot, dict)
-        for key in self.keys():
+        for key in self.held():
             self.raw.delete(key)
         for key, value in snapshot.items():
             self.raw.restore(key, 0, value)
@@ -104,7 +104,7 @@ class InRedis:
             await store.close()
         for proxy in self._proxies:
             await proxy.close()
-        for key in self.keys():
+        for key in self.held():
             self.raw.delete(key)
         self.raw.close()
 
@@ -128,10 +128,13 @@ class Server:
         )
         deadline = time.monotonic() + 10
         while True:
-            with contextlib.suppress(redis.ConnectionError), redis.Redis(port=self.port) as probe:
-                with contextlib.suppress(redis.AuthenticationError):
-                    probe.ping()
-                return
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 1) as probe,
+            ):
+                probe.sendall(b"PING\r\n")
+                if probe.recv(64).startswith((b"+PONG", b"-NOAUTH")):
+                    return
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((folder / "log").read_text())
             time.sleep(0.02)
