@@ -178,6 +178,11 @@ class Owner:
         return self._publisher.users if self._publisher else 0
 
     @property
+    def idle(self) -> bool:
+        """Whether everything that was committed is published."""
+        return self._publisher is not None and self._publisher.idle
+
+    @property
     def rolling(self) -> bool:
         """Whether a roll-back is being made good."""
         return self._rollback is not None

@@ -60,7 +60,8 @@ def deployment_settings(
             **{"session_timeout_s": 6.0, "heartbeat_s": 1.5, **(kafka or {})},
         ),
         store=StoreSettings(url=SecretStr(redis_url)),
-        worker=WorkerSettings(**(worker or {})),
+        # The events are of 2023: by the wall clock every user would be long silent.
+        worker=WorkerSettings(**{"clock": "log", **(worker or {})}),
     )
 
 

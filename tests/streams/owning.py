@@ -1,0 +1,204 @@
+"""One owner in this process: a real broker, the store in memory, and an audit of what came out.
+
+The store is featurestore's memory backend, a real implementation whose `restore` is a Redis that
+was rolled back. Records are produced to the broker; the owner reads them from the log by itself,
+or is handed deliveries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from featurestore.backends.memory import Backing, MemoryStore
+from featurestore.settings import StoreSettings
+from scoring.generation import prior
+from scoring.scorer import Scorer
+from streams import topics
+from streams.app import log_id
+from streams.codec import Codec
+from streams.delivery import RawRecord
+from streams.gap import LogReader
+from streams.metrics import Metrics
+from streams.partition import Owner, Surroundings
+from streams.pipeline import Pipeline
+from streams.publish import Pacer
+from streams.settings import KafkaSettings, Settings, WorkerSettings
+
+START_MS = 1_700_000_000_000
+
+
+def one_partition(bootstrap: str, prefix: str, **worker: Any) -> Settings:
+    """Settings of a deployment with one mixed topic of one partition."""
+    return Settings(
+        kafka=KafkaSettings(
+            bootstrap=bootstrap,
+            app=f"{prefix}app",
+            mixed=f"{prefix}events",
+            scores=f"{prefix}scores",
+            dlq=f"{prefix}dlq",
+            partitions=1,
+        ),
+        store=StoreSettings(),
+        worker=WorkerSettings(**{"clock": "log", **worker}),
+    )
+
+
+class Owning:
+    """`async with Owning(settings) as owning`: produce, own, roll back, audit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.backing = Backing()
+        self.store = MemoryStore("main", self.backing)
+        self.metrics = Metrics()
+        self.now_ms = START_MS
+        self.owner: Owner | None = None
+        self._owners: list[Owner] = []
+        self.sent: Counter[str] = Counter()
+        self._number = 0
+
+    async def __aenter__(self) -> Owning:
+        await asyncio.to_thread(topics.apply, self.settings)
+        self.producer = AIOKafkaProducer(
+            bootstrap_servers=self.settings.kafka.bootstrap, enable_idempotence=True
+        )
+        await self.producer.start()
+        self.reader = LogReader(self.settings.kafka)
+        self.pipeline = self.new_pipeline()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for owner in self._owners:
+            await owner.close(drain=False)
+        await self.reader.close()
+        await self.producer.stop()
+
+    def new_pipeline(self) -> Pipeline:
+        scorer = Scorer(prior(self.settings.model), self.settings.model, self.settings.features)
+        return Pipeline(self.store, scorer, self.settings)
+
+    def own(self) -> Owner:
+        """A new owner, as after an assignment."""
+        pipeline = self.pipeline
+
+        async def pipeline_for(partition: int) -> Pipeline:
+            return pipeline
+
+        async def identity() -> str:
+            found = await asyncio.to_thread(topics.topic_ids, self.settings)
+            return log_id(self.settings, found)
+
+        around = Surroundings(
+            settings=self.settings,
+            codec=Codec(self.settings),
+            metrics=self.metrics,
+            pacer=Pacer(self.settings.worker.transactions_per_s),
+            pipeline_for=pipeline_for,
+            log_id=identity,
+            now_ms=lambda: self.now_ms,
+        )
+        self.owner = Owner(0, around)
+        self._owners.append(self.owner)
+        self.owner.start()
+        return self.owner
+
+    async def send(self, count: int, users: int = 40) -> None:
+        """Purchases of `users` users in turn, one a second of event time."""
+        topic = self.settings.kafka.sources[0]
+        for _ in range(count):
+            n = self._number
+            self._number += 1
+            user = f"u{n % users}"
+            event = {
+                "type": "purchase",
+                "event_id": f"e{n}",
+                "user_id": user,
+                "event_time": START_MS + n * 1000,
+                "amount": "1.50",
+            }
+            await self.producer.send(
+                topic, json.dumps(event).encode(), key=user.encode(), partition=0
+            )
+            self.sent[user] += 1
+        await self.producer.flush()
+        if self.owner is not None:
+            await self.show_end()
+
+    async def show_end(self) -> None:
+        """Tell the owner how far the log reaches, as the watchdog does."""
+        assert self.owner is not None
+        self.owner.saw_end([await self.end()])
+
+    async def end(self) -> int:
+        tp = TopicPartition(self.settings.kafka.sources[0], 0)
+        return (await self.reader.bounds([tp]))[tp].end
+
+    async def until(self, what: Any, patience_s: float = 20.0) -> None:
+        """Wait until `what()` is true."""
+        for _ in range(int(patience_s / 0.02)):
+            if what():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(
+            f"waited {patience_s} s in vain; watermark {self.owner and self.owner.watermark}"
+        )
+
+    async def settle(self, patience_s: float = 20.0) -> None:
+        """Until all is folded and published."""
+        end = await self.end()
+        owner = self.owner
+        assert owner is not None
+
+        def settled() -> bool:
+            mark = owner.watermark
+            return (
+                mark is not None
+                and mark.positions[0] >= end
+                and not owner.rolling
+                and owner.outbox_users == 0
+                and owner.idle
+            )
+
+        await self.until(settled, patience_s)
+
+    async def scores(self) -> list[RawRecord]:
+        return await self.read(self.settings.kafka.scores)
+
+    async def read(self, topic: str) -> list[RawRecord]:
+        tp = TopicPartition(topic, 0)
+        held = (await self.reader.bounds([tp]))[tp]
+        records, _ = await self.reader.read(tp, held.start, held.end, 1_000_000)
+        return records
+
+    async def audit(self) -> dict[str, int]:
+        """Everything that must be zero."""
+        seen: Counter[tuple[str, int]] = Counter()
+        last: dict[str, bytes] = {}
+        backwards = 0
+        highest: dict[str, int] = {}
+        for record in await self.scores():
+            assert record.key is not None and record.value is not None
+            user, revision = record.key.decode(), json.loads(record.value)["revision"]
+            seen[user, revision] += 1
+            backwards += revision < highest.get(user, 0)
+            highest[user] = max(revision, highest.get(user, 0))
+            last[user] = record.value
+        wrong = differ = 0
+        for user, count in self.sent.items():
+            held = await self.store.document(0, user)
+            differ += held is None or held != last.get(user)
+            wrong += held is None or json.loads(held)["history"]["orders"] != count
+        return {
+            "twice": sum(n - 1 for n in seen.values()),
+            "backwards": backwards,
+            "differ": differ,
+            "wrong": wrong,
+        }
+
+
+CLEAN = {"twice": 0, "backwards": 0, "differ": 0, "wrong": 0}
