@@ -1,0 +1,5 @@
+"""`python -m livevalue` is `livevalue`."""
+
+from livevalue.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""`retrain`, `generations`, `promote`, `rollback`: the next model, and which one serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from livevalue.output import Json, Output
+from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
+
+ORDER = 50
+_PANEL = "Models"
+_Base = Annotated[
+    list[str] | None,
+    typer.Option("--base", metavar="FILE", help="The files that the store was built from first."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command(rich_help_panel=_PANEL)(retrain)
+    group = typer.Typer(help="The generations of the registry.", no_args_is_help=True)
+    group.command("ls")(ls)
+    group.command("show")(show)
+    app.add_typer(group, name="generations", rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL)(promote)
+    app.command(rich_help_panel=_PANEL)(rollback)
+
+
+def retrain(
+    src: Src,
+    every: Annotated[
+        str, typer.Option(metavar="24h", help="Again and again until stopped.")
+    ] = "",
+    publish_only: Annotated[
+        bool, typer.Option("--publish-only", help="Publish it; do not let it serve.")
+    ] = False,
+    base: _Base = None,
+    columns: Columns = "",
+    type_: Type = None,
+    order_lines: OrderLines = False,
+    anonymous: Anonymous = "skip",
+    json: Json = None,
+) -> None:
+    """Train on a log, compare with what serves, publish, and let it serve if it is no worse.
+
+    The same log gives the same generation: call it as often as you like, from cron, Airflow or
+    Kubernetes. Where the log is too short for labels it says from which date on they exist.
+
+    Example:  livevalue retrain kafka
+    """
+    from livevalue import running
+    from livevalue.bars import stages
+    from livevalue.jobs.generating import retrain as job
+    from livevalue.repeating import repeatedly
+
+    out = Output(json)
+    files = options(columns, type_, order_lines, anonymous)
+
+    def once() -> None:
+        with stages(out) as tell:
+            facts = asyncio.run(
+                job(
+                    running.settings(),
+                    src,
+                    files,
+                    out.say,
+                    serve=not publish_only,
+                    base=base or (),
+                    progress=tell,
+                )
+            )
+        verb = "serves" if facts["promoted"] else "does not serve"
+        out.say(f"generation {facts['generation'][:12]} {verb}: {facts['reason']}")
+        out.result(facts)
+
+    repeatedly(once, every)
+
+
+def ls(json: Json = None) -> None:
+    """All generations, oldest first.
+
+    Example:  livevalue generations ls
+    """
+    from livevalue import running
+    from livevalue.jobs.generating import list_generations
+
+    out = Output(json)
+    facts = asyncio.run(list_generations(running.settings()))
+    out.table(
+        ("generation", "champion", "family", "trained until", "seen"),
+        (
+            (
+                g["id"][:12],
+                "yes" if g["champion"] else "",
+                g["family"],
+                _day(g["trained_until_ms"]),
+                ", ".join(g["seen_types"]),
+            )
+            for g in facts["generations"]
+        ),
+    )
+    out.result(facts)
+
+
+def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -> None:
+    """The manifest of generation G.
+
+    Example:  livevalue generations show 3f9c0a1b22cd
+    """
+    from livevalue import running
+    from livevalue.jobs.generating import show_generation
+
+    out = Output(json)
+    facts = asyncio.run(show_generation(running.settings(), name))
+    out.table(("", ""), ((key, str(value)) for key, value in facts.items()))
+    out.result(facts)
+
+
+def promote(
+    name: Annotated[str, typer.Argument(metavar="G")],
+    base: _Base = None,
+    columns: Columns = "",
+    type_: Type = None,
+    order_lines: OrderLines = False,
+    json: Json = None,
+) -> None:
+    """Let generation G serve: a store is built aside with it, catches up, and is flipped to.
+
+    Example:  livevalue promote 3f9c0a1b22cd
+    """
+    from livevalue import running
+    from livevalue.bars import bar
+    from livevalue.jobs.generating import promote as job
+
+    out = Output(json)
+    files = options(columns, type_, order_lines, "skip")
+    with bar(out, "events") as tell:
+        facts = asyncio.run(job(running.settings(), name, base or (), files, out.say, tell))
+    out.say(f"generation {facts['generation'][:12]} serves from store {facts['store']}")
+    out.result(facts)
+
+
+def rollback(json: Json = None) -> None:
+    """Back to the generation that served before; its store is still there.
+
+    Example:  livevalue rollback
+    """
+    from livevalue import running
+    from livevalue.jobs.generating import rollback as job
+
+    out = Output(json)
+    facts = asyncio.run(job(running.settings(), out.say))
+    out.say(f"generation {facts['generation'][:12]} serves again")
+    out.result(facts)
+
+
+def _day(time_ms: int | None) -> str:
+    from featurestore import times
+
+    return "–" if time_ms is None else times.text(time_ms)[:10]
