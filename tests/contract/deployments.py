@@ -109,13 +109,18 @@ class InRedis:
         self.raw.close()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Server:
     """A Redis or Valkey of the suite's own on loopback, which it may fill up and flush."""
 
     def __init__(self, binary: Path, folder: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.socket = folder / "s"
         self.url = f"redis://127.0.0.1:{self.port}/0"
         plain = ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"]

@@ -10,12 +10,14 @@ import redis
 from featurestore.backends.redis import RedisStore
 from featurestore.errors import StoreUnavailable
 from featurestore.store import CommitOutcome
-from tests.contract.deployments import commit, mark, running, valkey, write
+from tests.contract.deployments import commit, free_port, mark, running, valkey, write
 
 
 async def test_each_call_stays_in_one_slot(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("c")
-    with running(valkey(), folder, "--cluster-enabled", "yes") as server:
+    # The bus would take this port + 10,000, which may be no port at all.
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    with running(valkey(), folder, *options) as server:
         raw = redis.Redis(port=server.port)
         raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
         main = RedisStore.at(server.url)
