@@ -12,14 +12,15 @@ so a log of any size is read in bounded memory; it costs some 10 µs a row.
 - The source of an event is the topic that the settings give to its type.
 
 `counts` says, after reading: `rows`, `anonymous`, `without_log_time`, `before_1980` (are these
-seconds?), `order_lines` and `rejected_<reason>`; `rejections` holds the first 100 of these with their places.
+seconds?), `order_lines` and `rejected_<reason>`; `rejections` holds the first 100 of these with
+their places.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -39,6 +40,7 @@ from streams.errors import LogFileError
 from streams.settings import Settings
 from streams.sorting import external_sort
 
+_PLACES = 1 << 18  # keys whose partition is remembered
 _KEPT = 100  # rejections whose places are kept
 _ITEM = ("item_id", "category", "quantity", "price")
 _LONGEST_ID = 128
@@ -159,8 +161,14 @@ class FileLog:
         kafka = self.settings.kafka.model_copy(update={"partitions": partition_count})
         codec = Codec(self.settings.model_copy(update={"kafka": kafka}))
         waiting: dict[int, list[FileRecord]] = defaultdict(list)
+        places: dict[bytes, int] = {}
         for record in self.file_records():
-            p = partition_of(record.key, partition_count, kafka.partitioner)
+            p = places.get(record.key, -1)
+            if p < 0:
+                p = partition_of(record.key, partition_count, kafka.partitioner)
+                if len(places) >= _PLACES:
+                    places.clear()
+                places[record.key] = p
             waiting[p].append(record)
             if len(waiting[p]) >= size:
                 yield p, self._decode(codec, p, waiting.pop(p))
@@ -225,15 +233,12 @@ class FileLog:
         needed = {*self._columns.values(), self._columns.get("user_id", "user_id")}
         number = 0
         for path in self.paths:
-            rows: Iterator[bytes | logfiles.Row]
+            rows: Iterable[tuple[int, bytes | logfiles.Row]]
             if logfiles.format_of(path) == "jsonl":
                 rows = logfiles.lines(path, self._limit)
             else:
-                rows = logfiles.table(path, wanted, needed)
-            for at, row in enumerate(rows, 1):
-                blank = isinstance(row, bytes) and not row.strip()
-                if blank:
-                    continue
+                rows = enumerate(logfiles.table(path, wanted, needed), 1)
+            for at, row in rows:
                 yield number, f"{path.name}:{at}", row
                 number += 1
         self.counts["rows"] = number
@@ -252,7 +257,6 @@ class FileLog:
         """A line of JSONL goes on as it stands: the codec judges it as it would in Kafka."""
         if len(line) > self._limit:
             raise _Bad(Reason.TOO_LARGE, f"more than {self._limit} bytes")
-        line = line.strip()
         try:
             head = _HEAD.decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import zstandard
 
@@ -52,17 +54,24 @@ def format_of(path: Path) -> str:
     return found
 
 
-def lines(path: Path, limit: int) -> Iterator[bytes]:
-    """Lines of a JSONL file without their ends; one above `limit` bytes is cut behind it."""
+def lines(path: Path, limit: int) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of a JSONL file, blank lines left out.
+
+    A line above `limit` bytes is cut somewhere behind it. A byte-order mark is no part of a line.
+    """
     try:
         with _opened(path) as file:
-            while line := file.readline(limit + 2):
+            for number in itertools.count(1):
+                line = file.readline(limit + 2)
+                if not line:
+                    return
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
                 if not line.endswith(b"\n") and len(line) > limit:
                     while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                         pass
-                    yield line
-                else:
-                    yield line.rstrip(b"\r\n")
+                if line := line.strip():
+                    yield number, line
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise LogFileError(f"{path}: {error}") from error
 
@@ -100,7 +109,17 @@ def _parquet(path: Path, wanted: set[str], needed: set[str]) -> Iterator[Row]:
         _check(path, needed, names)
         columns = [name for name in names if name in wanted]
         for batch in file.iter_batches(_BATCH, columns=columns):
-            yield from batch.to_pylist()
+            yield from _without_datetimes(batch).to_pylist()
+
+
+def _without_datetimes(batch: Any) -> Any:
+    """Timestamps as integer milliseconds (UTC if they have no zone), cut towards the past."""
+    for at, kind in enumerate(batch.schema.types):
+        if pa.types.is_timestamp(kind):
+            moments = pc.floor_temporal(batch.column(at), unit="millisecond")
+            whole = moments.cast(pa.timestamp("ms", kind.tz)).cast(pa.int64())
+            batch = batch.set_column(at, batch.schema.names[at], whole)
+    return batch
 
 
 def _check(path: Path, needed: set[str], names: Iterable[str]) -> None:
