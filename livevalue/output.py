@@ -1,0 +1,147 @@
+"""What commands print: people's lines to the terminal, `--json` to a file or standard output.
+
+With `--json -` standard output holds the JSON alone and the lines for people go to standard
+error. Nothing that came from outside is read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
+]
+
+
+_SAY_EVERY_S = 5.0
+
+
+class Refused(Exception):
+    """A command cannot do what was asked; the message is one line that says what to do."""
+
+
+class Output:
+    """Of one command."""
+
+    def __init__(self, to: Path | None = None) -> None:
+        self._to = to
+        self._to_stdout = to is not None and str(to) == "-"
+        self.console = Console(
+            stderr=self._to_stdout, highlight=False, markup=False, soft_wrap=True
+        )
+
+    @property
+    def live(self) -> bool:
+        """Is somebody watching? Bars and tables that move are for a terminal only."""
+        return self.console.is_terminal
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        self.console.print(line)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Rows for people; numbers right, text left."""
+        listed = [list(row) for row in rows]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(columns):
+            numeric = bool(listed) and all(isinstance(row[i], int | float) for row in listed)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in listed:
+            table.add_row(*(Text(_shown(cell)) for cell in row))
+        self.console.print(table)
+
+    @contextmanager
+    def counting(self, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Progress of something countable, told with what is done so far.
+
+        A bar with rate and time left on a terminal, else a line now and then; on standard error.
+        """
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if not self.live:
+            said = began = time.monotonic()
+
+            def line(done: int) -> None:
+                nonlocal said
+                now = time.monotonic()
+                if now - said >= _SAY_EVERY_S:
+                    said = now
+                    share = f" of {total:,}" if total else ""
+                    print(
+                        f"{what}: {done:,}{share}, {done / (now - began):,.0f}/s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
+            yield line
+            return
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(what, total=total, rate="")
+            began = time.monotonic()
+
+            def move(done: int) -> None:
+                rate = done / max(time.monotonic() - began, 1e-3)
+                bar.update(task, completed=done, rate=f"{rate:,.0f}/s")
+
+            yield move
+
+    def result(self, value: Any) -> None:
+        """The result as JSON, where it was asked for."""
+        if self._to is not None:
+            with _opened(self._to, "w") as file:
+                file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+    def result_line(self, value: Any) -> None:
+        """One of several results, a line each, readable at once; the file is added to."""
+        if self._to is not None:
+            with _opened(self._to, "a") as file:
+                file.write(json.dumps(value, ensure_ascii=False) + "\n")
+                file.flush()
+
+
+class _Stdout:
+    """Standard output as a file that stays open."""
+
+    def __enter__(self) -> IO[str]:
+        return sys.stdout
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+
+
+def _opened(path: Path, mode: str) -> Any:
+    if str(path) == "-":
+        return _Stdout()
+    try:
+        return path.open(mode, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"cannot write {path} ({error.strerror}): name another file") from error
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:,.2f}" if abs(cell) >= 0.005 or cell == 0 else f"{cell:.2g}"
+    return str(cell)
