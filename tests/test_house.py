@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
+from typer.main import get_command
 
-from livevalue import settings_docs
+from livevalue import commands, settings_docs
 from streams.settings import Settings
 from tests.links import dead_links
 
@@ -201,13 +206,57 @@ def test_compose_sets_only_settings_that_exist() -> None:
     assert all(f"`{name}`" in page for name in ours)
 
 
-def test_compose_calls_commands_that_exist() -> None:
+def _compose_commands() -> set[tuple[str, ...]]:
+    """What the compose file lets our images run."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     ours = [s for s in services.values() if s["image"].startswith("livevalue")]
-    program = str(Path(sys.executable).with_name("livevalue"))
-    for command in {service["command"][0] for service in ours}:
-        done = _run(program, command, "--help")
-        assert done.returncode == 0, f"livevalue {command}: {done.stderr}"
+    return {tuple(service["command"]) for service in ours}
+
+
+def _promised_commands() -> set[tuple[str, ...]]:
+    """What the pages tell people to type, as words after `livevalue`."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    lines = re.findall(r"^\$ livevalue (.+)$|`livevalue ([^`]+)`", text, re.MULTILINE)
+    return {tuple(shlex.split(first or second, comments=True)) for first, second in lines}
+
+
+def _commands_in_messages() -> set[tuple[str, ...]]:
+    """Commands to which code sends an operator, without their arguments."""
+    packages = ["featurestore", "scoring", "streams", "livevalue"]
+    files = [file for package in packages for file in (ROOT / package).rglob("*.py")]
+    text = "\n".join(file.read_text() for file in files)
+    return {tuple(found.split()) for found in re.findall(r"`livevalue ([a-z]+(?: [a-z]+)?)", text)}
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    """The command line with all of its groups, as `livevalue --help` loads it."""
+    app = typer.Typer()
+    for module in pkgutil.iter_modules(commands.__path__):
+        importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
+    return get_command(app)
+
+
+@pytest.mark.parametrize("words", sorted(_promised_commands() | _compose_commands()), ids=" ".join)
+def test_commands_in_pages_and_compose_exist_with_their_options(
+    program: Any, words: tuple[str, ...]
+) -> None:
+    command, rest = program, list(words)
+    # Typer brings a click of its own, hence no class of click's to ask for.
+    while rest and (group := getattr(command, "commands", None)) and rest[0][0] != "-":
+        assert rest[0] in group, f"no command {rest[0]}"
+        command = group[rest.pop(0)]
+    known = {option for param in command.params for option in param.opts} | {"--help"}
+    asked = {word.split("=")[0] for word in rest if word.startswith("-")}
+    assert asked <= known
+
+
+@pytest.mark.parametrize("words", sorted(_commands_in_messages()), ids=" ".join)
+def test_commands_in_messages_exist(program: Any, words: tuple[str, ...]) -> None:
+    assert words[0] in program.commands
+    group = getattr(program.commands[words[0]], "commands", None)
+    assert group is None or words[1:] == () or words[1] in group
 
 
 def test_the_shipped_data_names_its_source() -> None:
