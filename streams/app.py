@@ -35,7 +35,7 @@ from streams.settings import Settings
 from streams.stores import Stores
 from streams.watchdog import Watchdog
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("streams.app")  # also where this module is run as a script
 
 _CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
 _TOPIC_IDS_S = 5.0  # claims run in parallel: one question serves them all

@@ -167,7 +167,10 @@ class Deployment:
     def producer(self) -> KafkaProducer:
         if self._producer is None:
             self._producer = KafkaProducer(
-                **topics.connection(self.settings.kafka), acks="all", linger_ms=5
+                **topics.connection(self.settings.kafka),
+                acks="all",
+                linger_ms=5,
+                max_request_size=8 << 20,
             )
         return self._producer
 
