@@ -45,7 +45,7 @@ async def replay_source(
         facts["rejected"] += sum(
             n for name, n in source.file_log.counts.items() if name.startswith("rejected")
         )
-    return {**facts, "users": digest.users, "digest": digest.hexdigest()}
+    return {**facts, "users": digest.users, "digest": digest.hex()}
 
 
 async def digest_live(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ async def digest_live(settings: Settings, progress: Progress | None = None) -> d
         partitions = range(settings.kafka.partitions)
         pipeline = await stores.pipeline_for(0)
         digest = await digest_of(pipeline.store, partitions, progress)
-        return {"applied": digest.applied, "users": digest.users, "digest": digest.hexdigest()}
+        return {"applied": digest.applied, "users": digest.users, "digest": digest.hex()}
     finally:
         await stores.close()
 

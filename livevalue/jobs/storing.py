@@ -74,7 +74,7 @@ async def backfill(
             **done.as_json(),
             "store": name,
             "users": digest.users,
-            "digest": digest.hexdigest(),
+            "digest": digest.hex(),
         }
     finally:
         await stores.close()
