@@ -1,7 +1,8 @@
 """Sends events: one from the command line, or a whole log in time order.
 
-Keyed by user and put into the partition that the configured partitioner names, as the worker
-expects them. One event is checked against the contract first; what is wrong with it is said.
+Keyed by user and put into the partition that the configured partitioner names among those
+that the topic has, as the worker expects them. One event is checked against the contract first;
+what is wrong with it is said.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from featurestore.events import Browse, Interaction, Purchase
 from featurestore.partitioner import partition
 from livevalue.output import Refused
 from streams import topics
-from streams.errors import TopicError
 from streams.settings import KafkaSettings, Settings
 
 _MODELS: dict[str, type[Browse | Purchase | Interaction]] = {
@@ -90,12 +90,12 @@ def now_ms(settings: Settings) -> int:
 def send(settings: Settings, made: Mapping[str, Any]) -> Sent:
     """Send one event and wait until the broker has it."""
     kafka = settings.kafka
+    counts = topics.partition_counts(kafka)
+    topic, key = topic_of(kafka, made["type"]), made["user_id"].encode()
+    number = partition(key, counts[topic], kafka.partitioner)
     with topics.translated(kafka):
         producer = _producer(kafka)
         try:
-            topic = topic_of(kafka, made["type"])
-            key = made["user_id"].encode()
-            number = _partition(producer, kafka, topic, key)
             future = producer.send(topic, orjson.dumps(made), key=key, partition=number)
             written = future.get(timeout=_SEND_S)
         finally:
@@ -118,6 +118,7 @@ def send_all(
     kafka, sent = settings.kafka, 0
     failed: list[Exception] = []
     now_ms = time.time_ns() // 1_000_000
+    counts = topics.partition_counts(kafka)
     with topics.translated(kafka):
         producer = _producer(kafka)
         try:
@@ -127,7 +128,7 @@ def send_all(
                     topic,
                     value,
                     key=key,
-                    partition=_partition(producer, kafka, topic, key),
+                    partition=partition(key, counts[topic], kafka.partitioner),
                     # Brokers refuse what is stamped more than an hour ahead.
                     timestamp_ms=min(log_ms, now_ms),
                 )
@@ -160,12 +161,5 @@ def _producer(kafka: KafkaSettings) -> KafkaProducer:
         enable_idempotence=True,
         linger_ms=5,
         max_request_size=8 * kafka.max_record_bytes,
+        max_block_ms=int(_SEND_S * 1000),
     )
-
-
-def _partition(producer: KafkaProducer, kafka: KafkaSettings, topic: str, user: bytes) -> int:
-    """By the partitions that the topic has, whatever the settings say."""
-    numbers = producer.partitions_for(topic)
-    if not numbers:
-        raise TopicError(f"topic {topic} does not exist: run `livevalue topics --apply`")
-    return partition(user, len(numbers), kafka.partitioner)

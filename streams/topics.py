@@ -17,6 +17,7 @@ not for an event loop. `connection` serves every kafka-python client of the proj
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,6 +144,16 @@ def topic_ids(settings: Settings) -> dict[str, str]:
     return {name: found[name].id for name in settings.kafka.sources}
 
 
+def partition_counts(kafka: KafkaSettings) -> dict[str, int]:
+    """Partitions of each source as it is on the broker; TopicError where one is missing."""
+    with _admin(kafka) as admin:
+        found = _found(admin, kafka)
+    for name in kafka.sources:
+        if name not in found:
+            raise TopicError(_missing(name))
+    return {name: found[name].partitions for name in kafka.sources}
+
+
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
     """Arguments of a kafka-python client: address, TLS, SASL.
 
@@ -172,8 +183,10 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
 @contextmanager
 def translated(kafka: KafkaSettings) -> Iterator[None]:
     """kafka-python's errors, said in ours, with what the operator does next."""
+    overheard = _Overheard()
     try:
-        yield
+        with overheard:
+            yield
     except StreamsError:
         raise
     except (
@@ -181,11 +194,7 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
         driver.UnsupportedSaslMechanismError,
         driver.IllegalSaslStateError,
     ) as error:
-        raise LogAuthError(
-            f"the broker at {kafka.bootstrap} refuses the login of {kafka.username!r} "
-            f"({type(error).__name__}): check LIVEVALUE_KAFKA__USERNAME, __PASSWORD and "
-            "__SASL_MECHANISM"
-        ) from error
+        raise _refused(kafka, type(error).__name__) from error
     except (
         driver.TopicAuthorizationFailedError,
         driver.ClusterAuthorizationFailedError,
@@ -199,6 +208,8 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
     except driver.UnknownTopicOrPartitionError as error:
         raise TopicError(f"a topic is missing: run `livevalue topics --apply` ({error})") from error
     except (driver.KafkaTimeoutError, driver.KafkaConnectionError) as error:
+        if overheard.refusal:
+            raise _refused(kafka, overheard.refusal) from error
         raise LogUnavailable(
             f"no broker answers at {kafka.bootstrap} with {kafka.security}: start one "
             "(`livevalue up`), or check LIVEVALUE_KAFKA__BOOTSTRAP and __SECURITY"
@@ -211,6 +222,37 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
             f"cannot connect to {kafka.bootstrap} ({error}): check LIVEVALUE_KAFKA__BOOTSTRAP "
             "and __CA_FILE"
         ) from error
+
+
+def _refused(kafka: KafkaSettings, how: str) -> LogAuthError:
+    return LogAuthError(
+        f"the broker at {kafka.bootstrap} refuses the login of {kafka.username!r} ({how}): check "
+        "LIVEVALUE_KAFKA__USERNAME, __PASSWORD and __SASL_MECHANISM"
+    )
+
+
+class _Overheard(logging.Handler):
+    """Notes a refused login while the driver connects.
+
+    kafka-python 3.0.12 logs the broker's refusal, tries again until its time is up, and then
+    raises a time-out that does not tell a wrong password from a broker that is down.
+    """
+
+    _KINDS = ("SaslAuthenticationFailedError", "UnsupportedSaslMechanismError")
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.refusal = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        self.refusal = next((kind for kind in self._KINDS if kind in said), self.refusal)
+
+    def __enter__(self) -> None:
+        logging.getLogger("kafka.net").addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("kafka.net").removeHandler(self)
 
 
 @dataclass(frozen=True, slots=True)

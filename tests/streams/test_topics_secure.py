@@ -1,0 +1,81 @@
+"""A broker that wants a password: who is refused is told which settings to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from livevalue.embedded.kafka import Kafka
+from livevalue.embedded.ports import free
+from streams import topics
+from streams.errors import LogAuthError, LogUnavailable
+from streams.settings import KafkaSettings, Settings
+
+
+class _WithPassword(Kafka):
+    """The embedded broker behind SASL/PLAIN."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        path = self.folder / "server.properties"
+        login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        users = 'username="admin" password="a" user_admin="a" user_app="right"'
+        text = path.read_text().replace("PLAINTEXT://127.0.0.1:", "SASL_PLAINTEXT://127.0.0.1:")
+        text = text.replace("name=PLAINTEXT", "name=SASL_PLAINTEXT")
+        text = text.replace(",PLAINTEXT:PLAINTEXT", ",SASL_PLAINTEXT:SASL_PLAINTEXT")
+        path.write_text(
+            text + "sasl.enabled.mechanisms=PLAIN\n"
+            "sasl.mechanism.inter.broker.protocol=PLAIN\n"
+            f"listener.name.sasl_plaintext.plain.sasl.jaas.config={login} {users};\n"
+        )
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    port = free(set())
+    kafka = _WithPassword(tmp_path_factory.mktemp("secure"), port, free({port}))
+    kafka.start()
+    yield kafka
+    kafka.stop()
+
+
+def _settings(kafka: Kafka, password: str, security: str = "SASL_PLAINTEXT") -> Settings:
+    return Settings(
+        kafka=KafkaSettings.model_validate(
+            {
+                "bootstrap": kafka.bootstrap,
+                "security": security,
+                "username": "app",
+                "password": SecretStr(password),
+            }
+        )
+    )
+
+
+def test_the_right_password_gets_in(secure: Kafka) -> None:
+    settings = _settings(secure, "right")
+    topics.apply(settings)
+    assert topics.check(settings) == []
+
+
+def test_a_wrong_password_names_the_settings_and_not_itself(secure: Kafka) -> None:
+    with pytest.raises(LogAuthError, match="LIVEVALUE_KAFKA__USERNAME") as caught:
+        topics.check(_settings(secure, "wrong-secret"))
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_no_login_where_one_is_wanted_names_the_security_setting(
+    secure: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 2000)
+    with pytest.raises(LogUnavailable, match="__SECURITY"):
+        topics.check(_settings(secure, "right", "PLAINTEXT"))
+
+
+def test_a_broker_with_a_password_says_nothing_of_it_in_the_folder_log(
+    secure: Kafka, tmp_path: Path
+) -> None:
+    assert "right" not in secure.log.read_text()
