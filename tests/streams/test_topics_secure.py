@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -73,9 +72,3 @@ def test_no_login_where_one_is_wanted_names_the_security_setting(
     monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 2000)
     with pytest.raises(LogUnavailable, match="__SECURITY"):
         topics.check(_settings(secure, "right", "PLAINTEXT"))
-
-
-def test_a_broker_with_a_password_says_nothing_of_it_in_the_folder_log(
-    secure: Kafka, tmp_path: Path
-) -> None:
-    assert "right" not in secure.log.read_text()
