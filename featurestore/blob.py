@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from featurestore.columns import EVENT
 from featurestore.errors import StateFormatError
-from featurestore.rows import Rows, starts_of
+from featurestore.rows import Records, Rows, copied, put, starts_of
 from featurestore.state import SEEN, STATE, States
 
 VERSION = 1
@@ -51,12 +51,7 @@ def encode(states: States) -> list[bytes]:
     header["ids"] = ids
     header["ring"] = rings
     header["erased_ms"] = states.erased_ms
-    check = _sums(header, np.arange(users + 1) * _H)
-    check += _sums(states.settled, np.arange(users + 1) * _S)
-    check += np.where(tails > 0, _sums(states.head, np.arange(users + 1) * _S), 0)
-    for rows, size in ((states.tail, _E), (states.ids, _N), (states.ring, _N)):
-        check += _sums(rows.values, rows.starts * size)
-    header["check"] = check & 0xFFFFFFFF
+    header["check"] = _checks(header, states)
 
     heads = _slices(header.tobytes(), _H, users)
     settled = _slices(states.settled.tobytes(), _S, users)
@@ -94,8 +89,8 @@ def decode(users: Sequence[str], blobs: Sequence[bytes | None]) -> States:
         return states
     everyone = States.empty(users)
     at = np.array(rows, np.intp)
-    everyone.settled[at] = states.settled
-    everyone.head[at] = states.head
+    put(everyone.settled, at, states.settled)
+    put(everyone.head, at, states.head)
     everyone.erased_ms[at] = states.erased_ms
     everyone.tail = everyone.tail.replace(at, states.tail)
     everyone.ids = everyone.ids.replace(at, states.ids)
@@ -120,17 +115,13 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes]) -> States:
     wrong = (sizes != ids_end + rings * _N) | (stored != (tails > 0)) | (header["head"] > 1)
     _refuse(users, wrong, "of a wrong length")
 
-    whole = b"".join(blobs)
-    check = _sums(np.frombuffer(whole, np.uint8), starts_of(sizes)) - header["check"]
-    _refuse(users, (check & 0xFFFFFFFF) != header["check"], "damaged: its checksum differs")
-
-    settled = np.frombuffer(b"".join([b[_H : _H + _S] for b in blobs]), STATE).copy()
-    head = settled.copy()
-    if stored.any():
-        at = np.flatnonzero(stored)
+    settled = np.frombuffer(bytearray(b"".join([b[_H : _H + _S] for b in blobs])), STATE)
+    head = copied(settled)
+    at = np.flatnonzero(stored)
+    if len(at):
         cut = [blobs[u][_H + _S : _H + _S + _S] for u in at.tolist()]
-        head[at] = np.frombuffer(b"".join(cut), STATE)
-    return States(
+        put(head, at, np.frombuffer(b"".join(cut), STATE))
+    states = States(
         list(users),
         settled,
         head,
@@ -139,6 +130,22 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes]) -> States:
         _rows(blobs, ids_end, rings, SEEN),
         header["erased_ms"].copy(),
     )
+    unchecked = copied(header)
+    unchecked["check"] = 0
+    wrong = _checks(unchecked, states) != header["check"]
+    _refuse(users, wrong, "damaged: its checksum differs")
+    return states
+
+
+def _checks(header: Records, states: States) -> npt.NDArray[np.int64]:
+    """Checksum of each user's state, `check` in the header being 0."""
+    each = np.arange(len(header) + 1)
+    sums = _sums(header, each * _H)
+    sums += _sums(states.settled, each * _S)
+    sums += np.where(header["head"] > 0, _sums(states.head, each * _S), 0)
+    for rows, size in ((states.tail, _E), (states.ids, _N), (states.ring, _N)):
+        sums += _sums(rows.values, rows.starts * size)
+    return sums & 0xFFFFFFFF
 
 
 def _rows(
@@ -158,12 +165,12 @@ def _slices(data: bytes, size: int, n: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, n * size, size)]
 
 
-def _sums(values: npt.NDArray[np.generic], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _sums(values: Records, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Sum of the 32-bit words of each row; `starts` are in bytes."""
     sums = np.zeros(len(starts) - 1, np.int64)
     rows = np.flatnonzero(np.diff(starts))
     if len(rows):
-        words = np.frombuffer(values.data if values.flags.c_contiguous else values.tobytes(), "<u4")
+        words = values.view("<u4")
         # Rows without a word would make reduceat repeat the next row's first one.
         sums[rows] = np.add.reduceat(words, starts[rows] // 4, dtype=np.int64)
     return sums

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from featurestore.clock import Admitted
 from featurestore.columns import NO_ID, NO_TIME, Outcome
 from featurestore.fold_settings import FoldSettings
-from featurestore.rows import Index, Records, Rows
+from featurestore.rows import Index, Records, Rows, pick
 from featurestore.state import States
 
 Outcomes = npt.NDArray[np.uint8]
@@ -106,7 +106,7 @@ def _repeats(
     hard: Bools,
 ) -> None:
     """Mark repeats of the open events; pairs that need care become `hard`."""
-    keys = _keys(pair[open_], events[open_])
+    keys = _keys(pair[open_], pick(events, open_))
     by_key = np.argsort(keys, kind="stable")
     in_order = keys[by_key]
     index = open_[by_key]
@@ -123,10 +123,10 @@ def _repeats(
         at = _maybe_known(rows, low)
         if not len(at):
             continue
-        records = rows.values[at]
+        records = pick(rows.values, at)
         if "flags" in (records.dtype.names or ()):
             named = (records["flags"] & NO_ID) == 0
-            at, records = at[named], records[named]
+            at, records = at[named], pick(records, np.flatnonzero(named))
         owner = np.searchsorted(rows.starts, at, side="right") - 1
         known = _keys(owner * sources + records["source"], records)
         place = np.minimum(np.searchsorted(in_order, known), len(index) - 1)

@@ -2,6 +2,10 @@
 
 The usual compressed rows: values (M,), starts (U + 1,); row u is values[starts[u]:starts[u+1]].
 Everything here moves whole arrays; nothing loops over users.
+
+numpy copies structured records field by field, 20 to 30 times slower than the same number of
+bytes (2.6 ms for 86,000 events against 0.1). So records are moved as plain bytes, or by `take`,
+which never looks inside.
 """
 
 from __future__ import annotations
@@ -25,6 +29,34 @@ def starts_of(lengths: npt.NDArray[np.integer]) -> Index:
     starts = np.zeros(len(lengths) + 1, np.intp)
     np.cumsum(lengths, out=starts[1:])
     return starts
+
+
+def bare(records: Records) -> Records:
+    """The same records as plain bytes."""
+    return records.view(f"V{records.dtype.itemsize}")
+
+
+def copied(records: Records) -> Records:
+    """A copy of the records."""
+    return bare(records).copy().view(records.dtype)
+
+
+def pick(records: Records, index: npt.NDArray[np.integer]) -> Records:
+    """The records at `index`, which lies within them."""
+    if not len(records):
+        return records[:0]
+    # Without "clip", take checks its output for overlap and is slower.
+    return np.take(records, index, mode="clip")
+
+
+def put(records: Records, index: npt.NDArray[np.integer], values: Records) -> None:
+    """Set the records at `index`, in place."""
+    bare(records)[index] = bare(values)
+
+
+def joined(parts: Sequence[Records]) -> Records:
+    """Records of all parts, one after the other; at least one part."""
+    return np.concatenate([bare(part) for part in parts]).view(parts[0].dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +90,13 @@ class Rows:
         lengths = self.lengths[rows]
         starts = starts_of(lengths)
         at = np.arange(starts[-1]) + np.repeat(self.starts[:-1][rows] - starts[:-1], lengths)
-        return Rows(self.values[at], starts)
+        return Rows(pick(self.values, at), starts)
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> Rows:
         """Only the values where `mask` (M,) holds."""
         kept = np.zeros(len(mask) + 1, np.intp)
         np.cumsum(mask, out=kept[1:])
-        return Rows(self.values[mask], kept[self.starts])
+        return Rows(pick(self.values, np.flatnonzero(mask)), kept[self.starts])
 
     def replace(self, rows: Index, by: Rows) -> Rows:
         """All rows, with `rows` (ascending, distinct) taken from `by`, in its order."""
@@ -72,7 +104,7 @@ class Rows:
         if len(rows) == users:
             return by
         both = Rows(
-            np.concatenate([self.values, by.values]),
+            joined([self.values, by.values]),
             np.concatenate([self.starts, by.starts[1:] + len(self.values)]),
         )
         pick = np.arange(users)
@@ -83,7 +115,7 @@ class Rows:
     def concat(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of all parts, one after the other."""
         return cls(
-            np.concatenate([p.values for p in parts]),
+            joined([p.values for p in parts]),
             starts_of(np.concatenate([p.lengths for p in parts])),
         )
 
@@ -117,7 +149,7 @@ def merge_order(
     at = np.flatnonzero(member)
     # A new group begins where a member does not tie with the one before it.
     group = np.cumsum(~np.concatenate([[False], tied])[at])
-    records = of[order[at]]
+    records = pick(of, order[at])
     within = np.lexsort((*(records[name] for name in reversed(ties)), group))
     order[at] = order[at][within]
     return order

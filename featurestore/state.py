@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import EVENT, NO_TIME
-from featurestore.rows import Rows
+from featurestore.rows import Rows, joined, pick
 
 # Columns of STATE["decayed"], once per half-life.
 CHANNELS = (
@@ -69,10 +69,6 @@ STATE = np.dtype(
         ("buckets", "<f4", (2, BUCKETS, 3)),
     ]
 )
-_TIMES = tuple(
-    name for name in STATE.names or () if name.endswith("_ms") and not name.endswith("gap_ms")
-)
-
 # One event as remembered for deduplication.
 SEEN = np.dtype(
     [
@@ -87,16 +83,19 @@ SEEN = np.dtype(
 )
 
 
+_BLANK = np.zeros(1, STATE)
+for _name in STATE.names or ():
+    if _name.endswith("_ms") and not _name.endswith("gap_ms"):
+        _BLANK[_name] = NO_TIME
+
+
 def blank(users: int) -> npt.NDArray[np.void]:
     """Sides of users of whom nothing is known.
 
     >>> blank(1)["last_ms"][0] == NO_TIME
     np.True_
     """
-    sides = np.zeros(users, STATE)
-    for name in _TIMES:
-        sides[name] = NO_TIME
-    return sides
+    return pick(_BLANK, np.zeros(users, np.intp))
 
 
 @dataclass(slots=True)
@@ -152,8 +151,8 @@ class States:
         users = self.users
         return States(
             [users[r] for r in rows.tolist()],
-            self.settled[rows],
-            self.head[rows],
+            pick(self.settled, rows),
+            pick(self.head, rows),
             self.tail.take(rows),
             self.ids.take(rows),
             self.ring.take(rows),
@@ -165,8 +164,8 @@ class States:
         """The users of all parts, one after the other; at least one part."""
         return cls(
             [user for part in parts for user in part.users],
-            np.concatenate([part.settled for part in parts]),
-            np.concatenate([part.head for part in parts]),
+            joined([part.settled for part in parts]),
+            joined([part.head for part in parts]),
             Rows.concat([part.tail for part in parts]),
             Rows.concat([part.ids for part in parts]),
             Rows.concat([part.ring for part in parts]),

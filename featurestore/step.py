@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from featurestore.columns import LATE, NO_TIME, STEPS, Kind
 from featurestore.fold_settings import DAY_MS, WEEK_MS, FoldSettings
-from featurestore.rows import Index, Records
+from featurestore.rows import Index, Records, pick
 from featurestore.state import (
     ACTIONS,
     BUCKETS,
@@ -113,7 +113,7 @@ def tokens(sides: Records, starts: Index, events: Records) -> tuple[Index, npt.N
     out = np.zeros((len(stepping), len(TOKENS)), np.float32)
     if not len(stepping):
         return owner, out
-    chosen = events[stepping]
+    chosen = pick(events, stepping)
     time = np.ascontiguousarray(chosen["time_ms"])
     value = chosen["value_micro"]
     kind, action = chosen["kind"], chosen["action"]
