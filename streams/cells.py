@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from featurestore import times
@@ -89,6 +90,11 @@ def time_ms(cell: object) -> int:
             text = token.strip()
         case _:
             raise CellError(f"not a time: {cell!r:.40}")
+    return _moment(text)
+
+
+@lru_cache(4096)  # lines of one order share their time
+def _moment(text: str) -> int:
     if text.lstrip("-").isdecimal() and text.isascii() and len(text) <= 16:
         # As a number "20110910" is a time in 1970; Python would read a date.
         return times.checked(int(text))

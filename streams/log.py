@@ -145,6 +145,7 @@ class FileLog:
             if not path.is_file():
                 raise LogFileError(f"{path}: no such file")
         self._cells = Cells(self._columns)
+        self._user_column = self._columns.get("user_id", "user_id")
         self._type = type
         self._order_lines = order_lines
         self._reject_anonymous = anonymous == "reject"
@@ -230,7 +231,7 @@ class FileLog:
     def _rows(self) -> Iterator[tuple[int, str, bytes | logfiles.Row]]:
         """(number over all files, file:line, row) of all rows."""
         wanted = {self._columns.get(name, name) for name in FIELDS}
-        needed = {*self._columns.values(), self._columns.get("user_id", "user_id")}
+        needed = {*self._columns.values(), self._user_column}
         number = 0
         for path in self.paths:
             rows: Iterable[tuple[int, bytes | logfiles.Row]]
@@ -294,6 +295,8 @@ class FileLog:
         """A row's fields, with user, type and time made sure of."""
         if isinstance(row, bytes):
             row = self._object(row)
+        if row.get(self._user_column) in (None, ""):
+            raise _Anonymous
         try:
             fields = self._cells.fields_of(row)
         except CellError as error:
@@ -369,7 +372,7 @@ class FileLog:
                     if "amount" not in fields:
                         raise _Bad(Reason.MISSING_FIELD, "amount: or quantity and price")
                     try:
-                        money.micro(fields["amount"])
+                        fields["micro"] = money.micro(fields["amount"])
                     except money.MoneyError as error:
                         raise _Bad(Reason.INVALID_FIELD, f"amount: {error}") from None
                 try:
@@ -385,7 +388,7 @@ def _joined(lines: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
     currencies = {line.get("currency") for line in lines}
     if len(currencies) > 1:
         raise _Bad(Reason.INVALID_FIELD, "currency: differs between the lines of an order")
-    total = sum(money.micro(line["amount"]) for line in lines)
+    total = sum(line["micro"] for line in lines)
     order_id: str = first["order_id"]
     order = {
         "type": "purchase",

@@ -94,7 +94,7 @@ class Reader:
             return self._read(source, partition, record)
         except Refused as no:
             return Rejected(source, record.offset, no.reason, no.detail)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see below
             # A poison pill must not stop a partition; the reason says that this is our bug.
             detail = f"{type(error).__name__}: {error}".encode(errors="replace").decode()[:200]
             return Rejected(source, record.offset, Reason.UNREADABLE, detail)
