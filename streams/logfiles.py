@@ -15,9 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import zstandard
 
 from streams.errors import LogFileError
@@ -86,7 +83,7 @@ def table(path: Path, wanted: Iterable[str], needed: Iterable[str]) -> Iterator[
             yield from _csv(path, set(needed))
         else:
             yield from _parquet(path, set(wanted), set(needed))
-    except (OSError, EOFError, csv.Error, pa.ArrowException, zstandard.ZstdError) as error:
+    except (OSError, EOFError, csv.Error, zstandard.ZstdError) as error:
         raise LogFileError(f"{path}: {error}") from error
 
 
@@ -104,16 +101,26 @@ def _csv(path: Path, needed: set[str]) -> Iterator[Row]:
 
 
 def _parquet(path: Path, wanted: set[str], needed: set[str]) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        _check(path, needed, names)
-        columns = [name for name in names if name in wanted]
-        for batch in file.iter_batches(_BATCH, columns=columns):
-            yield from _without_datetimes(batch).to_pylist()
+    # Here, since a worker that reads no Parquet should not pay its half second and memory.
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check(path, needed, names)
+            columns = [name for name in names if name in wanted]
+            for batch in file.iter_batches(_BATCH, columns=columns):
+                yield from _without_datetimes(batch).to_pylist()
+    except pa.ArrowException as error:
+        raise LogFileError(f"{path}: {error}") from error
 
 
 def _without_datetimes(batch: Any) -> Any:
     """Timestamps as integer milliseconds (UTC if they have no zone), cut towards the past."""
+    import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
     for at, kind in enumerate(batch.schema.types):
         if pa.types.is_timestamp(kind):
             moments = pc.floor_temporal(batch.column(at), unit="millisecond")
