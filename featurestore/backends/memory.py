@@ -157,7 +157,8 @@ class MemoryStore:
             return CommitOutcome.FENCED
         if not commit.publishes and shared.active == self.name:
             raise StoreError(builds_active(self.name))
-        if held is not None and held.log_id != commit.watermark.log_id:
+        # A store that was built from files alone follows no log yet.
+        if held is not None and held.log_id not in ("", commit.watermark.log_id):
             return CommitOutcome.RESET
         if (held is None) != (expected is None):
             return CommitOutcome.STALE
@@ -215,7 +216,7 @@ class MemoryStore:
             return CommitOutcome.FENCED
         if ours.watermark is None or theirs.watermark is None:
             return CommitOutcome.STALE
-        if ours.watermark.log_id != theirs.watermark.log_id:
+        if len({ours.watermark.log_id, theirs.watermark.log_id} - {""}) > 1:
             return CommitOutcome.RESET
         if ours.watermark.positions != theirs.watermark.positions:
             return CommitOutcome.STALE

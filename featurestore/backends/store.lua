@@ -108,7 +108,8 @@ local function commit(keys, argv)
   -- Flipped away under its writer: who publishes is now the other store's writer.
   if publishes and active and active ~= argv[2] then return 'FENCED' end
   if not publishes and active == argv[2] then return redis.error_reply('LVACTIVE refused') end
-  if mark[2] and mark[5] ~= argv[7] then return 'RESET' end
+  -- A store that was built from files alone follows no log yet: the first one is its log.
+  if mark[2] and mark[5] ~= '' and mark[5] ~= argv[7] then return 'RESET' end
   if (mark[2] or '') ~= argv[4] or (mark[3] or '') ~= argv[5] or (mark[4] or '') ~= argv[6] then
     return 'STALE'
   end
@@ -204,7 +205,7 @@ local function flip(keys, argv)
   if redis.call('GET', keys[3]) ~= argv[3] then return 'FENCED' end
   if ours[1] ~= argv[1] or other[1] ~= argv[2] then return 'FENCED' end
   if other[6] or not ours[2] or not other[2] then return 'STALE' end
-  if ours[5] ~= other[5] then return 'RESET' end
+  if ours[5] ~= '' and other[5] ~= '' and ours[5] ~= other[5] then return 'RESET' end
   if ours[2] ~= other[2] then return 'STALE' end
   redis.call('HSET', keys[2], 'seq', ours[3], 'writer', ours[4], 'published', ours[6] or '')
   redis.call('SET', keys[3], argv[4])
