@@ -35,6 +35,8 @@ HEADER = np.dtype(
         ("erased_ms", "<i8"),
     ]
 )
+Ints = npt.NDArray[np.int64]
+
 _H, _S, _E, _N = HEADER.itemsize, STATE.itemsize, EVENT.itemsize, SEEN.itemsize
 
 
@@ -53,28 +55,22 @@ def encode(states: States) -> list[bytes]:
     header["erased_ms"] = states.erased_ms
     header["check"] = _checks(header, states)
 
-    heads = _slices(header.tobytes(), _H, users)
-    settled = _slices(states.settled.tobytes(), _S, users)
-    head_bytes = states.head.tobytes()
-    tail_bytes = states.tail.values.tobytes()
-    ends = (states.tail.starts * _E).tolist()
-    blobs = [
-        (
-            heads[u] + settled[u]
-            if ends[u] == ends[u + 1]
-            else heads[u]
-            + settled[u]
-            + head_bytes[u * _S : u * _S + _S]
-            + tail_bytes[ends[u] : ends[u + 1]]
-        )
-        for u in range(users)
-    ]
-    for rows in (states.ids, states.ring):
-        data = rows.values.tobytes()
-        ends = (rows.starts * _N).tolist()
-        for u in np.flatnonzero(rows.lengths).tolist():
-            blobs[u] += data[ends[u] : ends[u + 1]]
-    return blobs
+    # Header and both sides of each user in one row, of which users without a tail take less.
+    front = np.empty((users, _H + 2 * _S), np.uint8)
+    front[:, :_H] = header.view(np.uint8).reshape(users, _H)
+    front[:, _H : _H + _S] = states.settled.view(np.uint8).reshape(users, _S)
+    front[:, _H + _S :] = states.head.view(np.uint8).reshape(users, _S)
+    begin = np.arange(users) * front.shape[1]
+    pieces = [_cut(front.tobytes(), begin, begin + _H + _S + (tails > 0) * _S)]
+    for rows, size in ((states.tail, _E), (states.ids, _N), (states.ring, _N)):
+        if len(rows.values):
+            starts = rows.starts * size
+            pieces.append(_cut(rows.values.tobytes(), starts[:-1], starts[1:]))
+    return list(map(b"".join, zip(*pieces, strict=True)))
+
+
+def _cut(data: bytes, begins: Ints, ends: Ints) -> list[bytes]:
+    return [data[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
 def decode(users: Sequence[str], blobs: Sequence[bytes | None]) -> States:
@@ -102,8 +98,9 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes]) -> States:
     n = len(blobs)
     sizes = np.fromiter(map(len, blobs), np.int64, n)
     _refuse(users, sizes < _H + _S, "cut short")
-    joined = b"".join([blob[:_H] for blob in blobs])
-    header = np.frombuffer(joined, HEADER)
+    front = np.frombuffer(b"".join([blob[: _H + _S] for blob in blobs]), np.uint8)
+    front = front.reshape(n, _H + _S)
+    header = front[:, :_H].copy().view(HEADER)[:, 0]
     _refuse(users, header["version"] != VERSION, "of an unknown version")
     tails = header["tail"].astype(np.int64)
     ids = header["ids"].astype(np.int64)
@@ -115,7 +112,7 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes]) -> States:
     wrong = (sizes != ids_end + rings * _N) | (stored != (tails > 0)) | (header["head"] > 1)
     _refuse(users, wrong, "of a wrong length")
 
-    settled = np.frombuffer(bytearray(b"".join([b[_H : _H + _S] for b in blobs])), STATE)
+    settled = front[:, _H:].copy().view(STATE)[:, 0]
     head = copied(settled)
     at = np.flatnonzero(stored)
     if len(at):
@@ -137,7 +134,7 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes]) -> States:
     return states
 
 
-def _checks(header: Records, states: States) -> npt.NDArray[np.int64]:
+def _checks(header: Records, states: States) -> Ints:
     """Checksum of each user's state, `check` in the header being 0."""
     each = np.arange(len(header) + 1)
     sums = _sums(header, each * _H)
@@ -148,24 +145,14 @@ def _checks(header: Records, states: States) -> npt.NDArray[np.int64]:
     return sums & 0xFFFFFFFF
 
 
-def _rows(
-    blobs: Sequence[bytes],
-    begins: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    dtype: np.dtype[np.void],
-) -> Rows:
-    at = np.flatnonzero(lengths).tolist()
-    ends = (begins + lengths * dtype.itemsize).tolist()
-    first = begins.tolist()
-    data = b"".join([blobs[u][first[u] : ends[u]] for u in at])
+def _rows(blobs: Sequence[bytes], begins: Ints, lengths: Ints, dtype: np.dtype[np.void]) -> Rows:
+    ends = begins + lengths * dtype.itemsize
+    each = zip(blobs, begins.tolist(), ends.tolist(), strict=True)
+    data = b"".join([blob[a:b] for blob, a, b in each]) if lengths.any() else b""
     return Rows(np.frombuffer(data, dtype), starts_of(lengths))
 
 
-def _slices(data: bytes, size: int, n: int) -> list[bytes]:
-    return [data[i : i + size] for i in range(0, n * size, size)]
-
-
-def _sums(values: Records, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _sums(values: Records, starts: Ints) -> Ints:
     """Sum of the 32-bit words of each row; `starts` are in bytes."""
     sums = np.zeros(len(starts) - 1, np.int64)
     rows = np.flatnonzero(np.diff(starts))
