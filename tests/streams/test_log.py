@@ -328,6 +328,7 @@ def test_sorting_outside_memory_equals_sorting_in_it(rows: list[Any], memory: in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_online_retail_lines_become_orders_and_refunds(data_dir: Path) -> None:
     mapping = {"user_id": "CustomerID", "order_id": "InvoiceNo", "event_time": "InvoiceDate",
                "item_id": "StockCode", "quantity": "Quantity", "price": "UnitPrice"}  # fmt: skip
