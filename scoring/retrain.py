@@ -9,6 +9,7 @@ The gate: candidate and champion score the same rows, users whom neither was tra
 by a hash of their name, so that the next retrain holds out the same) at the newest cut-offs with
 mature labels. The candidate passes if the lower bound of its nGini difference (paired bootstrap
 by user) is not below -.005 and its level is not further off by more than .05 in the logarithm.
+Against the untrained `prior` the upper bound counts: it stays only where it is clearly better.
 
 Takes an iterable of events, never a topic.
 """
@@ -282,7 +283,9 @@ async def _gate(
     }
     ranks = f"nGini {found.delta:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     levels = f"bias {bias['new']:.2f} after {bias['old']:.2f}"
-    if not found.low >= settings.ngini_low:
+    # What was never trained is not owed the same proof: it stays only if it is clearly better.
+    bound = found.high if old.manifest.family == "prior" else found.low
+    if not bound >= settings.ngini_low:
         return False, f"refused: it may rank worse than the champion ({ranks}; {levels})"
     if not off["new"] <= off["old"] + settings.log_bias:
         return False, f"refused: its level is further off than the champion's ({levels}; {ranks})"

@@ -22,6 +22,7 @@ from scoring.errors import GenerationError
 from scoring.generation import Manifest
 from scoring.heads import Mixture, prediction, totals
 from scoring.interface import Floats, Prediction
+from scoring.seen import unseen
 from scoring.serving import Lazy, run_chunked, weights
 
 GRAPH = "model.onnx"
@@ -38,14 +39,25 @@ class MinGRU:
         self._input = (arrays["w1"], arrays["w2"])
         self._bias = (arrays["b1"], arrays["b2"])
         self._width = arrays["w2"].shape[0]
+        # columns of the token that tell the types seen in training; None where all were
+        self._seen: list[int] | None = None
+        if unseen(manifest.seen_types) and manifest.tokens:
+            self._seen = [manifest.tokens.index(name) for name in manifest.seen_types]
         self._head = Lazy(files[GRAPH])
         self._calibration = calibration.of(manifest.calibration)
         self.carry_size = 2 * self._width
         self.horizons_s = manifest.horizons_s
 
     def advance(self, carries: Floats, rows: npt.NDArray[np.int32], tokens: Floats) -> Floats:
-        """Step `carries` (U, C) by `tokens` (M, T) in order; the input is left alone."""
+        """Step `carries` (U, C) by `tokens` (M, T) in order; the input is left alone.
+
+        Steps of a type that was not seen in training are passed over.
+        """
         out = carries.copy()
+        if self._seen is not None:
+            known = tokens[:, self._seen].any(axis=1)
+            if not known.all():
+                rows, tokens = rows[known], tokens[known]
         if not len(rows):
             return out
         order = np.argsort(rows, kind="stable")

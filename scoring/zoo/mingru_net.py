@@ -38,11 +38,15 @@ class Scaling:
     scale: npt.NDArray[np.float32]  # 1 / standard deviation, or 0
 
     @classmethod
-    def of(cls, columns: npt.NDArray[np.float32]) -> Scaling:
-        """Fitted to (N, F)."""
+    def of(
+        cls, columns: npt.NDArray[np.float32], silent: npt.NDArray[np.bool_] | None = None
+    ) -> Scaling:
+        """Fitted to (N, F); columns in `silent` (F,) are encoded as 0 like constant ones."""
         wide = columns.astype(np.float64)
         mean, sd = wide.mean(axis=0), wide.std(axis=0)
         varies = np.ptp(columns, axis=0) > 1e-6 * np.maximum(1.0, np.abs(mean))
+        if silent is not None:
+            varies &= ~silent
         scale = np.where(varies, 1 / np.maximum(sd, 1e-9), 0.0)
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 

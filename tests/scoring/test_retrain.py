@@ -1,0 +1,111 @@
+"""Retrain: idempotent, gated, and honest where there is too little data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
+
+from featurestore.settings import FeatureSettings  # noqa: E402
+from scoring.examples import Log  # noqa: E402
+from scoring.registry import Registry  # noqa: E402
+from scoring.retrain import RetrainReport, RetrainSettings, retrain, scan  # noqa: E402
+from scoring.settings import ModelSettings  # noqa: E402
+from scoring.training import TrainingSettings  # noqa: E402
+from tests.scoring.shoplog import START_MS, batches, shop  # noqa: E402
+
+GOOD = TrainingSettings(epochs=10, width=8, users_per_batch=128, rate=5e-3)
+HARDLY = TrainingSettings(epochs=1, width=2, users_per_batch=4096, rate=1e-5)
+SETTINGS = RetrainSettings(cutoffs=6, draws=100)
+
+
+def log(days: int = 240) -> Log:
+    return batches(*shop(900, days))
+
+
+async def run(
+    registry: Registry, training: TrainingSettings = GOOD, days: int = 240, promote: bool = True
+) -> RetrainReport:
+    return await retrain(
+        lambda: log(days),
+        ModelSettings(),
+        FeatureSettings(),
+        ["s0"],
+        registry,
+        settings=SETTINGS,
+        training=training,
+        unit="GBP",
+        promote=promote,
+    )
+
+
+async def test_retraining_on_the_same_log_publishes_the_same_bytes(tmp_path: Path) -> None:
+    registry = Registry.at(str(tmp_path))
+    first = await run(registry)
+    assert first.promoted
+    assert await registry.champion() == first.generation
+    again = await run(registry)
+    assert again.generation == first.generation
+    assert "nothing has changed" in again.reason
+    assert len(await registry.ls()) == 1
+    measured = first.metrics["validation"]["d90"]
+    assert measured["ngini"] > 0.4
+    assert 0.5 < measured["bias"] < 2
+
+
+async def test_a_worse_candidate_is_published_but_not_promoted(tmp_path: Path) -> None:
+    registry = Registry.at(str(tmp_path))
+    champion = await run(registry)
+    refused = await run(registry, HARDLY)
+    assert not refused.promoted
+    assert "refused" in refused.reason
+    assert await registry.champion() == champion.generation
+    assert {entry.id for entry in await registry.ls()} == {champion.generation, refused.generation}
+    against = refused.metrics["against_champion"]
+    assert against["ngini_low"] < -0.005 or abs(against["bias"] - 1) > 0.05
+
+
+async def test_a_better_candidate_replaces_the_champion(tmp_path: Path) -> None:
+    registry = Registry.at(str(tmp_path))
+    await run(registry, HARDLY)
+    better = await run(registry)
+    assert better.promoted
+    assert await registry.champion() == better.generation
+    assert "no worse than the champion" in better.reason
+
+
+async def test_publishing_without_promoting_leaves_the_champion(tmp_path: Path) -> None:
+    registry = Registry.at(str(tmp_path))
+    report = await run(registry, promote=False)
+    assert not report.promoted
+    assert await registry.champion() is None
+    assert [entry.id for entry in await registry.ls()] == [report.generation]
+
+
+async def test_a_short_log_falls_back_to_the_prior_and_says_when_labels_exist(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    report = await run(registry, days=12)
+    assert report.promoted
+    assert "too little data" in report.reason
+    assert "labels of 7 days exist from 1997-01-18 on" in report.reason
+    assert (await registry.get(report.generation)).manifest.family == "prior"
+    # and never replaces what was trained
+    trained = await run(registry)
+    assert trained.promoted
+    late = await run(registry, days=12)
+    assert not late.promoted
+    assert await registry.champion() == trained.generation
+
+
+def test_scanning_a_log_finds_its_ends() -> None:
+    user, time_ms, _ = shop(900, 240)
+    found = scan(log())
+    assert found.events == len(user)
+    assert found.users == len(set(user.tolist()))
+    assert (found.start_ms, found.clock_ms) == (time_ms.min(), time_ms.max())
+    assert found.start_ms >= START_MS
+    assert scan([]).events == 0

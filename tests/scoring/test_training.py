@@ -1,0 +1,159 @@
+"""Training: repeatable, calibrated, and useful on real orders."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
+
+from featurestore.columns import STEPS  # noqa: E402
+from featurestore.features import FEATURES  # noqa: E402
+from featurestore.settings import FeatureSettings  # noqa: E402
+from featurestore.vector import encode  # noqa: E402
+from scoring import metrics, training  # noqa: E402
+from scoring.errors import TooLittleData  # noqa: E402
+from scoring.examples import Examples, build  # noqa: E402
+from scoring.scorer import Scorer  # noqa: E402
+from scoring.settings import ModelSettings  # noqa: E402
+from scoring.training import TrainingSettings, carry_rows, generation, held_out, newest  # noqa: E402
+from tests.scoring.shoplog import START_MS, batches, cdnow, cutoff_days, shop  # noqa: E402
+from tests.scoring.test_scorer import live  # noqa: E402
+from tests.scoring.tiny import HORIZONS_S  # noqa: E402
+
+QUICK = TrainingSettings(epochs=6, width=8, users_per_batch=128, rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return build(
+        batches(*shop(900, 240)),
+        FeatureSettings(),
+        ["s0"],
+        HORIZONS_S,
+        cutoff_days(range(40, 220, 15)),
+        log_start_ms=START_MS,
+    )
+
+
+def test_the_same_examples_and_seed_give_the_same_generation(examples: Examples) -> None:
+    def made(settings: TrainingSettings) -> str:
+        net = training.train(examples, settings)
+        return generation(net, examples, calibrate_on=newest(examples, 3)).id
+
+    assert made(QUICK) == made(QUICK)
+    assert made(QUICK) != made(QUICK.model_copy(update={"seed": 1}))
+
+
+def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) -> None:
+    done: list[tuple[str, int, int]] = []
+    settings = QUICK.model_copy(update={"epochs": 12})
+    trained = training.train(examples, settings, lambda *step: done.append(step))
+    assert [step[1] for step in done] == list(range(1, len(trained.losses) + 1))
+    assert min(after for _, after in trained.losses[1:]) < trained.losses[0][1]
+    made = generation(trained, examples, unit="GBP", calibrate_on=newest(examples, 3))
+    rows = examples.rows(held_out(examples, settings))
+    said = made.model.predict(carry_rows(made, rows), rows.features[:, None])
+    value, expected = rows.value[:, 2], said.expected[:, 0, 2].astype(np.float64)
+    assert metrics.ngini(value, expected) > 0.5
+    assert 0.7 < metrics.bias(value, expected) < 1.4
+    active = said.p_active[:, 0, 2].astype(np.float64)
+    assert metrics.auc(rows.active[:, 2], active) > 0.7
+    assert abs(active.mean() - rows.active[:, 2].mean()) < 0.06
+
+
+def test_the_manifest_says_what_was_trained_on(examples: Examples) -> None:
+    trained = training.train(examples, QUICK)
+    manifest = generation(trained, examples, unit="GBP").manifest
+    assert manifest.seen_types == ("purchase",)
+    assert manifest.trained_until_ms == examples.clock_ms
+    assert manifest.log_start_ms == examples.log_start_ms
+    constant = {f.name for f in FEATURES} - set(manifest.trained_features)
+    assert {"browses", "interactions", "since_browse", "category_3", "since_event"} <= constant
+    assert {"orders", "since_order", "log_mean_order_value"} <= set(manifest.trained_features)
+
+
+def test_immature_labels_teach_nothing(examples: Examples) -> None:
+    def losses(changed: Examples) -> list[tuple[float, float]]:
+        return training.train(changed, QUICK.model_copy(update={"epochs": 2})).losses
+
+    spoilt = examples.rows(np.arange(len(examples)))
+    assert (~spoilt.mask).any()
+    spoilt.value[~spoilt.mask] = 1e9
+    spoilt.between[~spoilt.mask] = True
+    assert losses(spoilt) == losses(examples)
+
+
+def test_a_log_without_enough_orders_is_refused(examples: Examples) -> None:
+    few = examples.rows(np.arange(40))
+    with pytest.raises(TooLittleData, match="longer log"):
+        training.train(few, QUICK)
+
+
+@pytest.mark.slow
+def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(data_dir: Path) -> None:
+    # protocol T: cut-off at the end of week 39, 13 weeks ahead, training labels end by then
+    horizons = tuple(days * 86_400 for days in (7, 30, 91))
+    user, time_ms, micro = cdnow(data_dir)
+    cut = cutoff_days([273])
+    settings = FeatureSettings(lateness=timedelta(0))
+    known = time_ms < cut[0]
+    past = build(
+        batches(user[known], time_ms[known], micro[known]),
+        settings,
+        ["s0"],
+        horizons,
+        cutoff_days(range(91, 183, 13)),
+        log_start_ms=START_MS,
+        lateness_ms=-86_400_000,  # orders carry days: the last one known, 272, is over by the cut
+    )
+    assert past.mask.all()
+    test = build(
+        batches(user, time_ms, micro), settings, ["s0"], horizons, cut, START_MS, lateness_ms=0
+    )
+    assert len(test) == 23_570
+    trained = training.train(past, TrainingSettings(epochs=6))
+    made = generation(trained, past, calibrate_on=newest(past, 3))
+    said = made.model.predict(carry_rows(made, test), test.features[:, None])
+    value, expected = test.value[:, 2], said.expected[:, 0, 2].astype(np.float64)
+    assert metrics.ngini(value, expected) > 0.68
+    assert 0.7 < metrics.bias(value, expected) < 1.3
+
+
+def test_a_topic_that_the_model_never_saw_moves_no_value(examples: Examples) -> None:
+    trained = training.train(examples, QUICK)
+    made = generation(trained, examples)
+    scorer = Scorer(made, ModelSettings(), FeatureSettings())
+    user, time_ms, micro = shop(40, 100)
+    r = np.random.default_rng(0)
+    # browse and interaction between the orders, the latter stepping the carry
+    other_time = START_MS + r.integers(0, 99 * 86_400_000, 900)
+    kind = np.repeat(np.array([1, 0, 2], np.uint8), [len(user), 500, 400])
+    with_others = list(
+        batches(
+            np.concatenate([user, r.integers(0, 40, 900)]),
+            np.concatenate([time_ms, other_time]),
+            np.concatenate([micro, np.zeros(900, np.int64)]),
+            kind=kind,
+        )
+    )
+    for _, batch in with_others:
+        batch.events["flags"] |= np.where(batch.events["kind"] == 2, STEPS, 0).astype(np.uint8)
+    alone, mixed = live(scorer, list(batches(user, time_ms, micro))), live(scorer, with_others)
+    as_of = np.array([START_MS + 110 * 86_400_000])
+    constant = np.array([f.name not in made.manifest.trained_features for f in FEATURES])
+    moved = np.zeros(len(FEATURES), bool)
+    for name, (_, head, states) in alone.items():
+        _, other_head, other_states = mixed[name]
+        a, b = (
+            scorer.rescore(s, h[None], as_of)
+            for s, h in ((states, head), (other_states, other_head))
+        )
+        pair = [encode(s, as_of, START_MS, FeatureSettings())[0] for s in (states, other_states)]
+        moved |= np.abs(pair[0] - pair[1]) > 1e-5
+        np.testing.assert_allclose(a.expected, b.expected, rtol=1e-3)
+    assert moved.sum() > 20
+    assert not (moved & ~constant).any()
