@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import hyp2f1
 
 from scoring import baselines, metrics
 from scoring.baselines import DAY, BgNbd, GammaGamma, Orders, ParetoNbd
@@ -81,6 +82,26 @@ def test_baselines_rank_cdnow_as_lifetimes_does() -> None:
         assert metrics.ngini(actual, made) == pytest.approx(ngini, abs=2e-3)
         assert metrics.dmape(actual, made) == pytest.approx(dmape, abs=5e-3)
         assert metrics.bias(actual, made) == pytest.approx(bias, abs=6e-3)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(10.6, 11.7), (11.7, 10.6), (2.0, 30.0), (5.0, 5.0)])
+def test_pareto_likelihood_is_that_of_the_literature(alpha: float, beta: float) -> None:
+    """Equations 19 to 22 of Fader & Hardie 2005, with their two hypergeometric functions."""
+    rng = np.random.default_rng(0)
+    x, age = rng.integers(0, 60, 2000).astype(np.float64), rng.uniform(1, 60, 2000)
+    t_x = np.where(x > 0, age * rng.random(2000), 0)
+    r, s = 0.55, 0.6
+    power = r + s + x
+    second = np.full_like(x, s + 1) if alpha >= beta else r + x
+    wide, gap = max(alpha, beta), abs(alpha - beta)
+
+    def part(t: Values) -> Values:
+        series = hyp2f1(power, second, power + 1, gap / (wide + t))
+        out: Values = np.log(series) - power * np.log(wide + t)
+        return out
+
+    theirs = np.log(s / power) + part(t_x) + np.log(-np.expm1(part(age) - part(t_x)))
+    assert ParetoNbd(r, alpha, s, beta)._log_left(x, t_x, age) == pytest.approx(theirs, abs=1e-6)
 
 
 def simulate_pareto(model: ParetoNbd, n: int, age: float, within: float) -> tuple[Values, ...]:

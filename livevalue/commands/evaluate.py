@@ -1,0 +1,185 @@
+"""`evaluate`: how good the values would have been, on a log of one's own."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from livevalue.output import Json, Output
+
+if TYPE_CHECKING:
+    from scoring.evaluation import Report
+
+ORDER = 55
+_SHOWN = ("ngini", "spearman", "top20", "dmape", "bias", "mae", "auc", "brier", "cover80")
+_DAY_MS = 86_400_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Models")(evaluate)
+
+
+def evaluate(
+    src: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SRC", help="kafka, files, or a folder of `livevalue archive`."),
+    ] = None,
+    as_of: Annotated[str, typer.Option(metavar="T[,T…]", help="Cut-offs: dates or RFC 3339.")] = "",
+    horizon: Annotated[
+        str, typer.Option(metavar="DAYS[,…]", help="What is predicted: 28d, 13w.")
+    ] = "90d",
+    models: Annotated[
+        str, typer.Option(metavar="A,B", help="Models, the first against each other; or `list`.")
+    ] = "",
+    train_cutoffs: Annotated[
+        str, typer.Option(metavar="FIRST..LAST/STEP", help="For training; chosen if not given.")
+    ] = "",
+    net_by: Annotated[
+        Literal["user-day", "order", "event"],
+        typer.Option(help="What is one order: all of a user's day, an order_id, an event."),
+    ] = "user-day",
+    population: Annotated[
+        Literal["all", "buyers", "prospects"], typer.Option(help="Who is scored.")
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Nets trained, each judged.")] = 1,
+    columns: Annotated[
+        str, typer.Option(metavar="A=B,…", help="user_id=CustomerID,amount=Total")
+    ] = "",
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Type of every event of the files.")
+    ] = None,
+    order_lines: Annotated[
+        bool, typer.Option("--order-lines", help="Add up the lines of one order_id.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Judge values on history, as they would have been used.
+
+    Nothing after a cut-off is seen; every user known before it is scored, and held against what
+    he went on to spend.
+
+    Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
+    --as-of 2011-09-10 --horizon 90d
+    """
+    from livevalue import running
+    from livevalue.jobs import evaluating
+    from livevalue.sources import FileOptions, parse_columns
+    from scoring.evaluation import DEFAULT, Question, model_names
+
+    out = Output(json)
+    if models == "list":
+        out.table(("model", "what it is"), model_names().items())
+        out.result(model_names())
+        return
+    if not src or not as_of:
+        raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
+    question = Question(
+        as_of_ms=tuple(parse_time(text) for text in as_of.split(",") if text),
+        horizons_days=tuple(parse_days(text) for text in horizon.split(",") if text),
+        models=tuple(name for name in models.split(",") if name) or DEFAULT,
+        cutoffs_ms=parse_cutoffs(train_cutoffs) if train_cutoffs else None,
+        net_by=net_by,
+        population=population,
+        seeds=seeds,
+    )
+    # one order is one event once its lines are added up
+    options = FileOptions(parse_columns(columns), type_, order_lines or net_by == "order")
+    if out.live:
+        with out.console.status("") as status:
+            report = evaluating.evaluate(running.settings(), src, options, question, status.update)
+    else:
+        report = evaluating.evaluate(running.settings(), src, options, question, out.say)
+    _show(report, out)
+    out.result(report.as_json())
+
+
+def _show(report: Report, out: Output) -> None:
+    """What each model reached, then how the first one compares."""
+    out.table(
+        ("as of", "days", "model", *_SHOWN, "s"),
+        (
+            (
+                row["as_of"],
+                row["horizon_days"],
+                f"{row['model']} #{row['seed']}" if row["seed"] else row["model"],
+                *(_text(row["metrics"][name]) for name in _SHOWN),
+                f"{row['seconds']:.1f}",
+            )
+            for row in report.runs
+        ),
+    )
+    if report.comparisons:
+        out.say("")
+        out.table(
+            ("a", "b", "as of", "days", "metric", "a - b", "95 % interval"),
+            (
+                (
+                    row["a"],
+                    row["b"],
+                    row["as_of"],
+                    row["horizon_days"],
+                    row["metric"],
+                    _text(row["delta"]),
+                    f"{_text(row['low'])} to {_text(row['high'])}",
+                )
+                for row in report.comparisons
+            ),
+        )
+    for note in report.notes:
+        out.say(f"note: {note}")
+
+
+def _text(value: float | None) -> str:
+    """Rankings need three digits; amounts do not."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def parse_time(text: str) -> int:
+    """A date or RFC 3339 instant as milliseconds; without a zone it is UTC.
+
+    >>> parse_time("1970-01-02"), parse_time("1970-01-01T01:00:00+01:00")
+    (86400000, 0)
+    """
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no date or time: write 2011-09-10 or 2011-09-10T12:00:00Z"
+        ) from None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return round(at.timestamp() * 1000)
+
+
+def parse_days(text: str) -> int:
+    """`28d` or `13w` as days.
+
+    >>> parse_days("28d"), parse_days("13w")
+    (28, 91)
+    """
+    found = re.fullmatch(r"(\d{1,5})([dw])", text.strip())
+    if not found or not int(found[1]):
+        raise typer.BadParameter(f"{text!r} is no span of days: write 28d or 13w")
+    return int(found[1]) * (7 if found[2] == "w" else 1)
+
+
+def parse_cutoffs(text: str) -> tuple[int, ...]:
+    """FIRST..LAST/STEP as milliseconds, both ends in.
+
+    >>> [t // 86_400_000 for t in parse_cutoffs("1970-01-01..1970-01-15/7d")]
+    [0, 7, 14]
+    """
+    found = re.fullmatch(r"(.+?)\.\.(.+?)/(\w+)", text.strip())
+    if not found:
+        raise typer.BadParameter(
+            f"{text!r} is no range: write FIRST..LAST/STEP, as 1997-04-02..1997-07-02/13d"
+        )
+    first, last, step = parse_time(found[1]), parse_time(found[2]), parse_days(found[3])
+    if last < first:
+        raise typer.BadParameter(f"{text!r} ends before it begins")
+    return tuple(range(first, last + 1, step * _DAY_MS))

@@ -1,0 +1,198 @@
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from featurestore.columns import Erase, EventBatch
+from featurestore.settings import FeatureSettings
+from scoring.baselines import BASELINES
+from scoring.evaluation import (
+    BadQuestion,
+    Question,
+    Report,
+    choose_cutoffs,
+    evaluate,
+    model_names,
+    score,
+)
+from scoring.examples import build
+from scoring.generation import prior
+from scoring.history import History, before
+from scoring.settings import ModelSettings
+from tests.scoring.logs import DAY, shoppers
+
+Log = list[tuple[int, EventBatch]]
+LOG = shoppers()
+START = min(int(batch.events["time_ms"].min()) for _, batch in LOG)
+AS_OF = START // DAY * DAY + 150 * DAY
+FAST = ("prior", "linear", *BASELINES)
+
+
+def ask(log: Log, **said: object) -> Report:
+    question = Question((AS_OF,), (30,), ("prior",), draws=20)
+    return evaluate(log, replace(question, **said), FeatureSettings(), ["events"])  # type: ignore[arg-type]
+
+
+def scrambled_after(log: Log, as_of_ms: int) -> Log:
+    """The same log up to a cut-off, another future."""
+    out = []
+    for partition, batch in log:
+        events = batch.events.copy()
+        later = batch.log_ms >= as_of_ms
+        events["value_micro"][later] = events["value_micro"][later][::-1] * 3
+        out.append((partition, replace(batch, events=events)))
+    return out
+
+
+def predictions(log: Log, models: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    return {run["model"]: run["metrics"] for run in ask(log, models=models).runs}
+
+
+def test_json_has_the_promised_shape() -> None:
+    report = json.loads(json.dumps(ask(LOG, models=FAST).as_json()))
+    assert [run["model"] for run in report["runs"]] == list(FAST)
+    wanted = {"as_of", "horizon_days", "model", "population", "users", "n_train", "seconds"}
+    metrics = {"ngini", "spearman", "top10", "top20", "dmape", "bias", "mae", "rmse"}
+    for run in report["runs"]:
+        assert wanted <= set(run)
+        assert set(run["metrics"]) == metrics | {"auc", "brier", "cover80"}
+        assert datetime.fromisoformat(run["as_of"]).replace(tzinfo=UTC).timestamp() == AS_OF / 1000
+    assert {tuple(sorted(c)) for c in report["comparisons"]} == {
+        tuple(sorted(("a", "b", "as_of", "horizon_days", "metric", "delta", "low", "high")))
+    }
+    assert {c["a"] for c in report["comparisons"]} == {"prior"}
+    assert {c["b"] for c in report["comparisons"]} == {*FAST} - {"prior"}
+
+
+def test_nothing_after_the_cutoff_moves_a_value() -> None:
+    """The sum of all values is bias x actual: it must not depend on the future."""
+    history, other = History.of(LOG), History.of(scrambled_after(LOG, AS_OF))
+    end = AS_OF + 30 * DAY
+    actual = history.window(AS_OF, end, "user-day").value.sum()
+    changed = other.window(AS_OF, end, "user-day").value.sum()
+    assert actual != changed
+    here, there = predictions(LOG, FAST), predictions(scrambled_after(LOG, AS_OF), FAST)
+    for model in FAST:
+        a, b = here[model]["bias"], there[model]["bias"]
+        assert a is not None
+        assert b is not None
+        assert a * actual == pytest.approx(b * changed, rel=1e-9), model
+
+
+def test_late_arrivals_are_unknown_before_they_arrive() -> None:
+    late = shoppers(delay_ms=3 * DAY)
+    known = History.of(late).known(AS_OF)
+    assert History.of(late).time_ms[known].max() < AS_OF - 3 * DAY
+    assert History.of(late).delay_ms(AS_OF) == 3 * DAY
+    kept = [batch.log_ms.max() for _, batch in before(late, AS_OF)]
+    assert max(kept) < AS_OF
+
+
+def test_labels_equal_those_of_the_training_examples() -> None:
+    """Two independent ways to the same number."""
+    horizons = (7, 30)
+    rows = build(
+        LOG,
+        FeatureSettings(),
+        ["events"],
+        [days * DAY // 1000 for days in horizons],
+        np.array([AS_OF]),
+    )
+    history = History.of(LOG)
+    at = [history.users[rows.users[u]] for u in rows.user]
+    for h, days in enumerate(horizons):
+        window = history.window(AS_OF, AS_OF + days * DAY, "event")
+        assert window.value[at] == pytest.approx(rows.value[:, h], abs=1e-6)
+        assert (window.active[at] == rows.active[:, h]).all()
+    # and every user seen before the cut-off has a row
+    assert sorted(at) == np.unique(history.user[history.known(AS_OF)]).tolist()
+
+
+def test_populations_part_the_users() -> None:
+    counts = {p: ask(LOG, population=p).runs[0]["users"] for p in ("all", "buyers")}
+    seen = np.unique(History.of(LOG).user[History.of(LOG).known(AS_OF)])
+    assert counts["all"] == len(seen)
+    assert 0 < counts["buyers"] <= counts["all"]
+    # a shopper without an order: one who only looked
+    extra = LOG[0][1].events[:1].copy()
+    extra["value_micro"], extra["id_hi"] = 0, 1 << 40
+    looker = EventBatch(["looker"], np.zeros(1, np.int32), extra, np.array([0]), extra["time_ms"])
+    log = [(1, looker), *LOG]
+    assert ask(log, population="prospects").runs[0]["users"] == 1
+    assert ask(log, population="all").runs[0]["users"] == counts["all"] + 1
+
+
+def test_repeats_and_erased_users_do_not_count() -> None:
+    history = History.of(LOG)
+    assert len(History.of([*LOG, *LOG]).user) == len(history.user)
+    batch = LOG[0][1]
+    last = replace(batch, erases=[Erase(0, 0, int(batch.events["record_ms"].max()))])
+    gone = History.of([(0, last), *LOG[1:]])
+    name = batch.users[0]
+    removed = ((history.user == history.users[name]) & (history.time_ms <= last.log_ms[-1])).sum()
+    assert removed > 0
+    assert len(gone.user) == len(history.user) - removed
+
+
+def test_an_order_taken_back_the_same_day_is_none_by_day_and_one_by_event() -> None:
+    none = np.zeros(2, np.int64)
+    log = History({"ada": 0}, none, none, none, np.array([5.0, -5.0]))
+    assert not log.window(0, DAY, "user-day").active[0]
+    assert log.window(0, DAY, "event").active[0]
+    assert log.window(0, DAY, "event").value[0] == 0
+
+
+def test_several_cutoffs_are_pooled_and_seeds_judged_one_by_one() -> None:
+    report = ask(LOG, as_of_ms=(AS_OF - 30 * DAY, AS_OF), models=("prior", "pareto_gg"), seeds=2)
+    assert [(r["model"], r["seed"]) for r in report.runs] == [
+        ("prior", 0),
+        ("pareto_gg", None),
+    ] * 2
+    assert {c["as_of"] for c in report.comparisons} >= {"pooled"}
+    assert len({c["as_of"] for c in report.comparisons}) == 3
+
+
+def test_values_of_a_better_model_are_found_better() -> None:
+    report = ask(LOG, models=("pareto_gg", "past_spend"), draws=100)
+    mae = next(c for c in report.comparisons if c["metric"] == "mae")
+    assert mae["high"] < 0
+
+
+def test_chosen_cutoffs_end_by_the_cutoff_with_their_delay() -> None:
+    made = choose_cutoffs(0, 283 * DAY, 90, 3 * DAY)
+    assert (made + 93 * DAY <= 283 * DAY).all()
+    assert made[0] >= 95 * DAY
+    assert len(made) >= 8
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"models": ("oracle",)}, "no model is called 'oracle'"),
+        ({"horizons_days": (3650,)}, "reach past the log's end"),
+        ({"as_of_ms": (START - DAY,)}, "nothing had arrived before"),
+        ({"models": ("linear",), "cutoffs_ms": (AS_OF,)}, "take earlier --train-cutoffs"),
+        ({"population": "prospects"}, "no prospects before"),
+    ],
+)
+def test_a_question_that_the_log_cannot_answer_says_what_can(
+    said: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadQuestion, match=message):
+        ask(LOG, **said)
+
+
+def test_rows_are_scored_alike_in_any_chunk() -> None:
+    rows = build(LOG, FeatureSettings(), ["events"], [7 * 86_400], np.array([AS_OF]))
+    generation = prior(ModelSettings(horizons_days=(7,), headline="d7"))
+    whole, parts = score(generation, rows), score(generation, rows, chunk=17)
+    assert np.allclose(whole.expected, parts.expected, rtol=1e-5)
+    assert len(whole.expected) == len(rows)
+
+
+def test_every_model_is_named_and_explained() -> None:
+    names = model_names()
+    assert {"served", "linear", "prior", *BASELINES} == set(names)
+    assert all(names.values())
