@@ -56,8 +56,10 @@ class ValueClient:
     def get(self, user: str, at: datetime | None = None) -> Document | None:
         """What a user is worth at a time, now without one; None for an unknown user.
 
-        The value follows its silence curve from the last event to that time. Quantiles are not
-        kept over time: they are there only in a value read at its own `as_of`.
+        `expected` and `p_active` follow the silence curve from the last event to that time.
+        Quantiles have no such curve: now they are those last published (the worker publishes
+        anew when a silent user's value has moved by LIVEVALUE_MODEL__REPUBLISH_SHARE), and in a
+        value read at another time there are none.
         """
         meta = self.meta()
         number = partition(user, meta.partitions, meta.partitioner)
@@ -66,8 +68,12 @@ class ValueClient:
             return None
         from scoring.documents import at as read_at
 
-        when = self.now_ms() if at is None else times.of(at)
-        return read_at(json.loads(text), when)
+        published = json.loads(text)
+        if at is not None:
+            return read_at(published, times.of(at))
+        now = read_at(published, self.now_ms())
+        values = {name: published["values"][name] | of for name, of in now["values"].items()}
+        return {**now, "values": values}
 
     def top(self, n: int = 20) -> list[Document]:
         """The n users of the highest headline value, highest first, as last published."""

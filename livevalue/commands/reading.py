@@ -43,11 +43,13 @@ def get(
         raise Refused(f"no value is known of user {user!r}: no event of theirs has been folded yet")
     out.say(f"{document['user_id']}  as of {document['as_of']}  ({document['evidence']})")
     unit = document["unit"]["code"]
+    values = document["values"]
+    more = [name for name in ("p50", "p90") if all(name in v for v in values.values())]
     out.table(
-        ("horizon", f"expected {unit}", "P(active)", "p50", "p90"),
+        ("horizon", f"expected {unit}", "P(active)", *more),
         (
-            (name, v["expected"], v["p_active"], v.get("p50"), v.get("p90"))
-            for name, v in document["values"].items()
+            (name, v["expected"], v["p_active"], *(v[column] for column in more))
+            for name, v in values.items()
         ),
     )
     past = document["history"]

@@ -17,6 +17,7 @@ from featurestore.errors import StoreError
 from featurestore.partitioner import partition
 from livevalue import ValueClient
 from livevalue.embedded import Stack
+from scoring.values import UserValue
 from streams import topics
 from streams.errors import TopicError
 from streams.settings import Settings
@@ -52,6 +53,8 @@ async def test_get_at_a_time_follows_the_silence_curve(deployment: Settings) -> 
         now = values.get("ada")
         assert now is not None
         assert now["values"]["d90"]["expected"] == 5.0, "the last knot holds"
+        assert now["values"]["d90"]["p90"] == 3.0, "as last published"
+        UserValue.model_validate(now)
 
 
 async def test_now_is_the_logs_time_where_history_is_played_in(deployment: Settings) -> None:
