@@ -27,8 +27,9 @@ from livevalue.demo.player import Player
 from livevalue.demo.screen import Screen, move_of
 from livevalue.demo.worker import Command
 from livevalue.embedded import Stack
-from livevalue.errors import DemoError
 from livevalue.jobs.storing import backfill
+from livevalue.output import Refused
+from livevalue.running import announce, withdraw
 from livevalue.sources import FileOptions
 from scoring.generation import Generation
 from streams import topics
@@ -85,9 +86,9 @@ class Demo:
         self._fresh_folder()
         orders = load_orders()
         made = bundled()
-        start_ms = made.manifest.trained_until_ms
-        if start_ms is None:
-            raise DemoError("the bundled generation says no trained_until: reinstall the package")
+        start_ms = (made.manifest.trained_until_ms or 0) + 1
+        if made.manifest.trained_until_ms is None:
+            raise Refused("the bundled generation says no trained_until: reinstall the package")
         self._report.anonymous = orders.anonymous
         self._report.generation_before = self._report.generation_after = made.id
         self._amounts = {
@@ -103,7 +104,10 @@ class Demo:
             count = write_history(history, start_ms)
             self._console.print(f"Folding {count:,} orders of the past into the store ...")
             asyncio.run(_prepare(settings, made, history))
-            self._play(settings, orders, start_ms, history, began)
+            try:
+                self._play(settings, orders, start_ms, history, began)
+            finally:
+                withdraw(self.folder)
         return self._report
 
     def _play(
@@ -150,7 +154,7 @@ class Demo:
         """The demo always begins anew; only what an earlier demo left is removed."""
         mark = self.folder / ".demo"
         if self.folder.exists() and any(self.folder.iterdir()) and not mark.exists():
-            raise DemoError(f"{self.folder} is not empty and not a demo's: name another with --dir")
+            raise Refused(f"{self.folder} is not empty and not a demo's: name another with --dir")
         for name in ("stack", "data", "worker.log", "retrain.log", "retrain.json"):
             path = self.folder / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
@@ -166,9 +170,15 @@ class Demo:
 
     def _write_where(self, settings: Settings) -> None:
         """So that `livevalue send`, `get` and `subscribe` find the demo from a second terminal."""
-        from livevalue.running import announce
-
-        announce(self.folder, settings)
+        announce(
+            self.folder,
+            kafka=settings.kafka.bootstrap,
+            redis=settings.store.url.get_secret_value(),
+            settings={
+                "kafka": {"partitions": settings.kafka.partitions},
+                "worker": {"clock": "log"},
+            },
+        )
 
     def _await_values(
         self, listener: Listener, worker: Command, screen: Screen, start_ms: int
@@ -178,7 +188,7 @@ class Demo:
         while not self._updates(listener, screen):
             self._check(worker, None, listener)
             if time.monotonic() > until:
-                raise DemoError(f"no value came within {_FIRST_VALUE_S:.0f} s:\n{worker.last_lines()}")
+                raise Refused(f"no value came within {_FIRST_VALUE_S:.0f} s:\n{worker.last_lines()}")
             screen.show(start_ms, "the worker is starting", time.monotonic())
             time.sleep(_LOOK_S)
 
@@ -218,10 +228,10 @@ class Demo:
 
     def _check(self, worker: Command, player: Player | None, listener: Listener) -> None:
         if worker.exit_code is not None:
-            raise DemoError(f"the worker ended by itself:\n{worker.last_lines()}")
+            raise Refused(f"the worker ended by itself:\n{worker.last_lines()}")
         for error in (player.error if player else None, listener.error):
             if error is not None:
-                raise DemoError(f"{type(error).__name__}: {error}") from error
+                raise Refused(f"{type(error).__name__}: {error}") from error
 
     def _write_down(
         self, settings: Settings, orders: Orders, at_ms: int, screen: Screen
