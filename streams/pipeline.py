@@ -114,9 +114,7 @@ def fingerprint(settings: Settings, generation: str) -> str:
         "horizons": settings.model.horizons_days,
         "generation": generation,
     }
-    return hashlib.blake2b(
-        json.dumps(what, sort_keys=True).encode(), digest_size=16
-    ).hexdigest()
+    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 _NOT_FOLDED: frozenset[str] = frozenset()
@@ -356,9 +354,7 @@ class Pipeline:
             ]
         states = users.states.select(rows)
         empty = self.scorer.start(len(rows))
-        scores = self.scorer.pack(
-            empty, empty, self.scorer.no_last(len(rows)), states.has_tail()
-        )
+        scores = self.scorer.pack(empty, empty, self.scorer.no_last(len(rows)), states.has_tail())
         return [
             Write(user, join(state, score), b"" if self.publishes else None)
             for user, state, score in zip(states.users, states.encode(), scores, strict=True)
@@ -447,9 +443,7 @@ def _or_empty(before: Watermark | None, after: Positions, pipeline: Pipeline) ->
     )
 
 
-def _letters(
-    batch: EventBatch, folded: Folded, rejected: Sequence[Rejected]
-) -> list[Letter]:
+def _letters(batch: EventBatch, folded: Folded, rejected: Sequence[Rejected]) -> list[Letter]:
     """Dead letters of a step, in the order of their source and offset."""
     letters = [Letter(r.source, r.offset, str(r.reason)) for r in rejected]
     for outcome, reason in _PARKED.items():

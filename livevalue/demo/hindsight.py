@@ -77,7 +77,7 @@ def look_back(orders: Orders, lists: Lists, end_ms: int) -> Hindsight:
     def total(users: Sequence[str]) -> Decimal:
         return sum((after.get(user, Decimal(0)) for user in users), Decimal(0))
 
-    known = set(orders.user_ids[row] for row in orders.between(orders.times_ms[0], lists.at_ms))
+    known = {orders.user_ids[row] for row in orders.between(orders.times_ms[0], lists.at_ms)}
     best = sorted((u for u in after if u in known), key=lambda u: after[u], reverse=True)[:TOP]
     return Hindsight(
         (end_ms - lists.at_ms) / DAY_MS,

@@ -56,5 +56,5 @@ class Listener:
                         if record.value is not None:
                             self._documents.put(json.loads(record.value))
             consumer.close()
-        except Exception as error:  # shown by the screen, which owns the terminal
+        except Exception as error:  # noqa: BLE001  shown by the screen, which owns the terminal
             self.error = error

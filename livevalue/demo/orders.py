@@ -98,7 +98,9 @@ def write_history(path: Path, before_ms: int) -> int:
     return int(kept.num_rows)
 
 
-def simulate(past: Sequence[tuple[str, int]], start_ms: int, end_ms: int, seed: int) -> list[Played]:
+def simulate(
+    past: Sequence[tuple[str, int]], start_ms: int, end_ms: int, seed: int
+) -> list[Played]:
     """Sessions of users who ordered before, in [start, end); labelled as simulated.
 
     past: (user, time) of orders before `start_ms`. Whoever ordered lately browses more; nothing

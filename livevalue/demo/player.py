@@ -68,7 +68,7 @@ class Player:
             finally:
                 producer.flush(10)
                 producer.close(10)
-        except Exception as error:  # shown by the screen, which owns the terminal
+        except Exception as error:  # noqa: BLE001  shown by the screen, which owns the terminal
             self.error = error
 
     def _play(self, producer: KafkaProducer) -> None:
@@ -106,7 +106,5 @@ class Player:
             self._kafka.mixed or topic,
             key=event.user_id.encode(),
             value=event.body,
-            partition=partition(
-                event.user_id, self._kafka.partitions, self._kafka.partitioner
-            ),
+            partition=partition(event.user_id, self._kafka.partitions, self._kafka.partitioner),
         )

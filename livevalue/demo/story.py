@@ -114,7 +114,9 @@ class Demo:
         self, settings: Settings, orders: Orders, start_ms: int, history: Path, began: float
     ) -> None:
         end_ms = orders.times_ms[-1] + 1
-        left = (self._seconds - (time.monotonic() - began) - _SETTLE_S) if self._seconds else _PLAY_S
+        left = _PLAY_S
+        if self._seconds:
+            left = self._seconds - (time.monotonic() - began) - _SETTLE_S
         environment = _environment(settings)
         worker = Command(["run"], environment, self.folder / "worker.log")
         player = Player(settings.kafka, orders, start_ms, end_ms, max(5.0, left), self._simulate)
@@ -163,9 +165,9 @@ class Demo:
 
     def _settings(self, bootstrap: str, redis_url: str) -> Settings:
         return Settings(
-            kafka={"bootstrap": bootstrap, "partitions": PARTITIONS},  # type: ignore[arg-type]
-            store={"url": redis_url},  # type: ignore[arg-type]
-            worker={"clock": "log", "idle_after_s": 2.0},  # type: ignore[arg-type]
+            kafka={"bootstrap": bootstrap, "partitions": PARTITIONS},
+            store={"url": redis_url},
+            worker={"clock": "log", "idle_after_s": 2.0},
         )
 
     def _write_where(self, settings: Settings) -> None:
@@ -188,7 +190,9 @@ class Demo:
         while not self._updates(listener, screen):
             self._check(worker, None, listener)
             if time.monotonic() > until:
-                raise Refused(f"no value came within {_FIRST_VALUE_S:.0f} s:\n{worker.last_lines()}")
+                raise Refused(
+                    f"no value came within {_FIRST_VALUE_S:.0f} s:\n{worker.last_lines()}"
+                )
             screen.show(start_ms, "the worker is starting", time.monotonic())
             time.sleep(_LOOK_S)
 
@@ -233,9 +237,7 @@ class Demo:
             if error is not None:
                 raise Refused(f"{type(error).__name__}: {error}") from error
 
-    def _write_down(
-        self, settings: Settings, orders: Orders, at_ms: int, screen: Screen
-    ) -> Lists:
+    def _write_down(self, settings: Settings, orders: Orders, at_ms: int, screen: Screen) -> Lists:
         with ValueClient.connect(settings) as values:
             best = [document["user_id"] for document in values.top(TOP)]
         screen.say(f"Half-time: the top {TOP} by value and by past spend are written down.")

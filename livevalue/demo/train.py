@@ -49,8 +49,8 @@ def main() -> None:
         old.unlink()
     for name, data in dump(made).items():
         (place / name).write_bytes(data)
-    print(f"{count:,} orders -> generation {made.id[:12]} ({made.manifest.family})", file=sys.stderr)
-    print(report.metrics, report.reason, file=sys.stderr)
+    said = f"{count:,} orders -> generation {made.id[:12]} ({made.manifest.family})"
+    print(said, report.metrics, report.reason, sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ _GRACE_S = 15.0
 class Command:
     """One `livevalue` command in the background, its output in a file."""
 
-    def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
             self._keeper = subprocess.Popen(
