@@ -75,11 +75,11 @@ def _cut(data: bytes, begins: Ints, ends: Ints) -> list[bytes]:
 
 def decode(users: Sequence[str], blobs: Sequence[bytes | None]) -> States:
     """States from their bytes; StateFormatError names the first user whose bytes are damaged."""
-    rows = [u for u, blob in enumerate(blobs) if blob]
+    rows = [u for u, blob in enumerate(blobs) if blob is not None]
     if not rows:
         return States.empty(users)
     some = len(rows) < len(users)
-    found = [blob for blob in blobs if blob]
+    found = [blob for blob in blobs if blob is not None]
     states = _decode([users[u] for u in rows] if some else users, found)
     if not some:
         return states

@@ -77,9 +77,8 @@ def _encode(
 
     _decayed(sides, last, silence, settings, out[:, :, _DECAYED:_WINDOWS])
     _windows(sides, last, silence, out[:, :, _WINDOWS:])
-    if not known.all():
-        out[~known, :, STATIC:-1] = 0
-        out[~known, :, STATIC : STATIC + _RECENCIES] = _LOG_NEVER
+    # Of whom nothing is known, everything is never; they have been with us for no time.
+    out[~known, :, STATIC + _RECENCIES] = 0
 
 
 def _days(ms: Times) -> Floats:
@@ -150,7 +149,7 @@ def _shares(sums: Floats) -> Floats:
 def _before_last(sides: Records, last: Times) -> list[Floats]:
     """Days by which each recency and age began before the last event, (U,) each."""
     kinds = sides["last_type_ms"]
-    times = [last, kinds[:, 0], kinds[:, 1], kinds[:, 2], sides["last_order_ms"]]
+    times = [sides["last_ms"], kinds[:, 0], kinds[:, 1], kinds[:, 2], sides["last_order_ms"]]
     times += [sides["last_refund_ms"], sides["first_ms"], sides["first_order_ms"]]
     return [
         np.where(time == NO_TIME, _NEVER, _days(last - np.where(time == NO_TIME, last, time)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import hypothesis
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +26,6 @@ from tests.featurestore.logs import (
     settings,
 )
 
-# Shared machines stall: a time limit per example would only tell of their load.
-unhurried = hypothesis.settings(deadline=None)
 SIZES = st.sampled_from([[1], [3], [17], [1000], [1, 7, 2, 30]])
 
 
@@ -54,7 +51,6 @@ def _known(user: User) -> bool:
     return user != User()
 
 
-@unhurried
 @given(st.data())
 def test_fold_equals_its_twin(data: st.DataObject) -> None:
     log = data.draw(logs(data.draw(st.integers(1, 3))))
@@ -62,7 +58,6 @@ def test_fold_equals_its_twin(data: st.DataObject) -> None:
     both(log, order, data.draw(SIZES), [[False] * 3])
 
 
-@unhurried
 @given(st.data())
 def test_fold_equals_its_twin_with_small_caps_and_idle_sources(data: st.DataObject) -> None:
     log = data.draw(logs(data.draw(st.integers(1, 3)), size=60))
@@ -73,7 +68,6 @@ def test_fold_equals_its_twin_with_small_caps_and_idle_sources(data: st.DataObje
     both(log, order, data.draw(SIZES), idles, tail=3, ids=5, ring=2)
 
 
-@unhurried
 @given(st.data())
 def test_batch_boundaries_change_no_bit(data: st.DataObject) -> None:
     log = data.draw(logs(data.draw(st.integers(1, 3)), size=60))
@@ -87,7 +81,6 @@ def test_batch_boundaries_change_no_bit(data: st.DataObject) -> None:
         _assert_equal_heads(one.states(), other.states())
 
 
-@unhurried
 @given(st.data())
 def test_interleaving_of_sources_changes_no_bit(data: st.DataObject) -> None:
     log = data.draw(logs(3, size=60))

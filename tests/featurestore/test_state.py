@@ -1,0 +1,183 @@
+"""Bytes of a state: they come back, damage is found, and version 1 is read for ever."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.blob import HEADER, VERSION
+from featurestore.columns import EVENT, NO_TIME
+from featurestore.digest import EXACT, Digest, exact_fields
+from featurestore.errors import StateFormatError
+from featurestore.state import SEEN, STATE, States, history
+from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of, in_time, play, settings
+from tests.featurestore.test_vector import plain_log
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "state-v1.json"
+
+
+def some_states(seed: int) -> States:
+    """Users with tails, remembered ids, rings and a marker, and some without."""
+    folder = play(
+        in_time(plain_log(random.Random(seed), 300, HOUR_MS // 8)), [25], settings(3, tail=2)
+    )
+    folder.fold(batch_of([Record(0, 999, "erased", START_MS, None)]))
+    return folder.states()
+
+
+def assert_equal(one: States, other: States) -> None:
+    assert one.users == other.users
+    assert one.settled.tobytes() == other.settled.tobytes()
+    assert one.head.tobytes() == other.head.tobytes()
+    for a, b in ((one.tail, other.tail), (one.ids, other.ids), (one.ring, other.ring)):
+        assert a.starts.tolist() == b.starts.tolist()
+        assert a.values.tobytes() == b.values.tobytes()
+    assert one.erased_ms.tolist() == other.erased_ms.tolist()
+
+
+def test_states_come_back_from_their_bytes() -> None:
+    states = some_states(1)
+    assert len(states.tail.values)
+    assert len(states.ids.values)
+    assert len(states.ring.values)
+    assert (states.erased_ms != NO_TIME).any()
+    assert not states.has_tail().all()
+    assert_equal(States.decode(states.users, states.encode()), states)
+
+
+def test_users_without_bytes_start_blank_among_the_others() -> None:
+    states = some_states(2)
+    blobs = states.encode()
+    mixed = States.decode(["new", *states.users, "newer"], [None, *blobs, None])
+    assert mixed.known().tolist() == [False, *states.known().tolist(), False]
+    assert_equal(mixed.select(np.arange(1, len(blobs) + 1)), states)
+    assert mixed.select(np.array([0])).encode() == States.empty(["new"]).encode()
+
+
+def test_selected_and_joined_states_are_the_users_own() -> None:
+    states = some_states(3)
+    rows = np.arange(len(states.users))[::-1]
+    blobs = states.encode()
+    assert states.select(rows).encode() == blobs[::-1]
+    parts = [states.select(rows[:2]), states.select(rows[2:])]
+    assert States.concat(parts).encode() == blobs[::-1]
+
+
+def test_no_users_are_no_states() -> None:
+    assert States.decode([], []).encode() == []
+    assert States.empty([]).select(np.empty(0, np.intp)).users == []
+
+
+@given(data=st.data())
+def test_damage_is_refused_and_names_the_user(data: st.DataObject) -> None:
+    states = some_states(4)
+    blobs = states.encode()
+    u = data.draw(st.integers(0, len(blobs) - 1))
+    blob = bytearray(blobs[u])
+    how = data.draw(st.sampled_from(["flip", "cut", "grow", "empty"]))
+    if how == "flip":
+        at = data.draw(st.integers(0, len(blob) - 1))
+        blob[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif how == "cut":
+        del blob[data.draw(st.integers(0, len(blob) - 1)) :]
+    elif how == "grow":
+        blob += data.draw(st.binary(min_size=1, max_size=8))
+    else:
+        blob = bytearray()
+    blobs[u] = bytes(blob)
+    with pytest.raises(StateFormatError, match=states.users[u]):
+        States.decode(states.users, blobs)
+
+
+def test_unknown_version_is_refused() -> None:
+    blob = bytearray(States.empty(["ada"]).encode()[0])
+    blob[0] = VERSION + 1
+    with pytest.raises(StateFormatError, match="unknown version"):
+        States.decode(["ada"], [bytes(blob)])
+
+
+def test_sizes_are_what_the_layout_says() -> None:
+    states = some_states(5)
+    for u, blob in enumerate(states.encode()):
+        sides = 2 if states.has_tail()[u] else 1
+        size = HEADER.itemsize + sides * STATE.itemsize
+        size += len(states.tail.row(u)) * EVENT.itemsize
+        size += (len(states.ids.row(u)) + len(states.ring.row(u))) * SEEN.itemsize
+        assert len(blob) == size
+    assert 600 <= STATE.itemsize <= 900
+
+
+def told(states: States, u: int) -> dict[str, list[int]]:
+    """What the golden file says of a user: integers only."""
+    past = history(states.select(np.array([u])))
+    return {
+        "exact": [int(exact_fields(states)[u][name]) for name in EXACT.names or ()],
+        "history": [int(past[name][0]) for name in sorted(past)],
+        "tail": states.tail.row(u)["time_ms"].tolist(),
+        "ids": states.ids.row(u)["id_lo"].tolist(),
+        "ring": states.ring.row(u)["time_ms"].tolist(),
+        "erased": [int(states.erased_ms[u])],
+        "decayed": np.round(states.head["decayed"][u] * 1000).astype(int).reshape(-1).tolist(),
+        "buckets": np.round(states.head["buckets"][u] * 1000).astype(int).reshape(-1).tolist(),
+    }
+
+
+def test_version_1_is_read_for_ever() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert len(golden) >= 5
+    users = [row["user"] for row in golden]
+    states = States.decode(users, [base64.b64decode(row["state"]) for row in golden])
+    for u, row in enumerate(golden):
+        assert told(states, u) == row["told"]
+
+
+def test_digest_does_not_depend_on_order_or_pages_and_knows_every_exact_field() -> None:
+    states = some_states(6)
+    rows = np.arange(len(states.users))
+    whole = Digest()
+    whole.add(states)
+    first, second = Digest(), Digest()
+    first.add(states.select(rows[::2]))
+    second.add(states.select(rows[1::2][::-1]))
+    second.merge(first)
+    assert second == whole
+    assert whole.users == int(states.known().sum())
+    assert whole.applied == int(states.head["counts"].sum())
+    known = int(np.argmax(states.known()))
+    for name in ("id_hi", "id_lo", "orders", "refunds", "gross_micro", "refunded_micro"):
+        changed = states.select(rows)
+        changed.head[name][known] += 1
+        other = Digest()
+        other.add(changed)
+        assert other.hex() != whole.hex(), name
+    renamed = states.select(rows)
+    renamed.users[known] = "someone else"
+    other = Digest()
+    other.add(renamed)
+    assert other.hex() != whole.hex()
+
+
+def test_erased_and_unknown_users_do_not_count_in_the_digest() -> None:
+    states = some_states(7)
+    whole, known = Digest(), Digest()
+    whole.add(States.concat([states, States.empty(["never seen"])]))
+    known.add(states.select(np.flatnonzero(states.known())))
+    assert whole == known
+
+
+def test_history_is_that_of_the_head() -> None:
+    states = some_states(8)
+    past = history(states)
+    assert (past["spent_micro"] == past["gross_micro"] - past["refunded_micro"]).all()
+    assert past["orders"].tolist() == states.head["orders"].tolist()
+    assert set(past) == {
+        *("orders", "spent_micro", "gross_micro", "refunds", "refunded_micro"),
+        *("first_ms", "last_ms", "last_order_ms"),
+    }
