@@ -65,6 +65,8 @@ class Ingest:
             owner = self.owners.get(tp.partition)
             if owner is not None:
                 owner.deliver(self._sources[tp.topic], segment)
+            else:
+                segment.records = ()  # of before a rebalance: whoever owns it now reads it
 
     async def close(self) -> None:
         """Finish the batches at hand and publish what is committed."""

@@ -33,6 +33,7 @@ from streams.publish import Pacer
 from streams.serve import Server
 from streams.settings import Settings
 from streams.stores import Stores
+from streams.succession import Succession
 from streams.watchdog import Watchdog
 
 log = logging.getLogger("streams.app")  # also where this module is run as a script
@@ -135,15 +136,19 @@ def create_app(settings: Settings) -> WorkerApp:
 
     metrics = Metrics()
     stores = Stores(settings)
+    codec = Codec(settings)
     ingest = Ingest(
         Surroundings(
             settings=settings,
-            codec=Codec(settings),
+            codec=codec,
             metrics=metrics,
             pacer=Pacer(settings.worker.transactions_per_s),
             pipeline_for=stores.pipeline_for,
             log_id=_TopicIds(settings),
             now_ms=lambda: time.time_ns() // 1_000_000,
+            succession_for=lambda partition: Succession(
+                partition, settings, codec, stores.store, stores.generation
+            ),
         )
     )
     worker = Worker(

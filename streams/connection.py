@@ -6,8 +6,11 @@ security is configured once.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import Any
+
+from aiokafka.errors import KafkaError
 
 from streams.errors import LogError
 from streams.settings import KafkaSettings
@@ -43,3 +46,19 @@ def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = kafka.username
         options["sasl_plain_password"] = kafka.password.get_secret_value()
     return options
+
+
+async def stop(client: Any, patience_s: float = 5.0) -> None:
+    """Stop an aiokafka client in whatever state; never raises what the client does.
+
+    Stopped right after its start, a consumer without a group lets the CancelledError of a task
+    of its own out (aiokafka 0.14: NoGroupCoordinator.close), which would end the caller's task.
+    """
+    try:
+        await asyncio.wait_for(client.stop(), patience_s)
+    except (KafkaError, OSError, TimeoutError, AssertionError):
+        pass  # the broker is gone, or the producer was fenced; the sockets are closed
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise

@@ -51,6 +51,7 @@ class Segment:
     def ack(self) -> None:
         """Say that everything in here is committed; a consumer's offset may move on."""
         self.acked = True
+        self.records = ()
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from streams.connection import aiokafka_options
+from streams.connection import aiokafka_options, stop
 from streams.delivery import RawRecord
 from streams.errors import LogAuthError, LogTruncated, LogUnavailable
 from streams.settings import KafkaSettings
@@ -52,10 +52,7 @@ class LogReader:
         """Drop the connection; the next use opens another."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            try:
-                await asyncio.wait_for(consumer.stop(), _CALL_S)
-            except (KafkaError, OSError, TimeoutError):
-                pass  # the broker is gone; the sockets are closed all the same
+            await stop(consumer)
 
     async def bounds(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Bounds]:
         """First offset and last stable offset of each."""
@@ -156,7 +153,7 @@ class LogReader:
             try:
                 await asyncio.wait_for(consumer.start(), _CALL_S)
             except (KafkaError, OSError, TimeoutError) as error:
-                await asyncio.wait_for(consumer.stop(), _CALL_S)
+                await stop(consumer)
                 raise await self._translate(error, "a connection") from error
             self._consumer = consumer
         return self._consumer

@@ -16,7 +16,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streams.connection import aiokafka_options
+from streams.connection import aiokafka_options, stop
 from streams.errors import LogTruncated, LogUnavailable
 from streams.settings import KafkaSettings
 
@@ -54,7 +54,7 @@ class KafkaLog:
         try:
             await self._consumer.start()
         except (KafkaError, OSError) as error:
-            await self._consumer.stop()
+            await stop(self._consumer)
             raise LogUnavailable(
                 f"no broker answers at {self._kafka.bootstrap} ({type(error).__name__}): start it, "
                 "or set LIVEVALUE_KAFKA__BOOTSTRAP"
@@ -67,7 +67,7 @@ class KafkaLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._reader.stop()
+        await stop(self._reader)
 
     @property
     def _reader(self) -> AIOKafkaConsumer:

@@ -22,8 +22,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -49,24 +48,21 @@ from streams.metrics import Metrics
 from streams.pipeline import Pipeline, Positions, Processed
 from streams.publish import Pacer, Publisher, Waiting
 from streams.settings import Settings
+from streams.succession import Flipped, Succession
 
 log = logging.getLogger(__name__)
 
 _WATCH_S = 3.0  # an idle partition would not notice a roll-back by itself
 _QUIET_S = 1.0  # a source with unread records that delivers nothing is read directly
 _SILENCE_S = 1.0
+_SUCCESSION_S = 1.0
 _MARKERS_S = 0.5  # positions that moved over markers alone are committed this seldom
 _REFRESH_USERS = 400  # a commit
+_CLOSE_S = 20.0  # to finish the batch at hand and publish
 _MISROUTED_OF = 1000  # records looked at before most of them being misrouted is believed
 _PUBLISHED_PATIENCE_S = 60.0  # a published record that should be there is read again this long
 _BACK_OFF_S = (0.05, 5.0)
 _HALT = (StoreError, LogError, StateFormatError)
-
-
-class Follower(Protocol):
-    """Something that is fed after each commit, such as a store that is being taken over."""
-
-    async def feed(self, partition: int, taken: Taken, watermark: Watermark) -> None: ...
 
 
 @dataclass(slots=True)
@@ -89,9 +85,9 @@ class Surroundings:
     pipeline_for: Callable[[int], Awaitable[Pipeline]]  # into the partition's active store
     log_id: Callable[[], Awaitable[str]]  # topic UUIDs, as the broker says now
     now_ms: Callable[[], int]
+    succession_for: Callable[[int], Succession] | None = None  # takes announced stores over
     pause: Callable[[int, int], None] = lambda partition, source: None
     resume: Callable[[int, int], None] = lambda partition, source: None
-    followers: list[Follower] = field(default_factory=list)
 
 
 class Owner:
@@ -120,12 +116,15 @@ class Owner:
         self._drain = False
         self._back_off_s = _BACK_OFF_S[0]
         self._watched_s = self._silence_s = self._committed_s = self._claimed_s = 0.0
+        self._succeeded_s = 0.0
         self._missing_since: float | None = None
         self._delivered_s = [0.0] * len(self._tps)
         self._at_end_since = [time.monotonic()] * len(self._tps)
         self._idle = [False] * len(self._tps)
         self._paused: set[int] = set()
         self._task: asyncio.Task[None] | None = None
+        succession = around.succession_for
+        self._succession = succession(partition) if succession is not None else None
 
     # -------------------------------------------------------------- from outside
 
@@ -136,6 +135,9 @@ class Owner:
     def deliver(self, source: int, segment: Segment) -> None:
         """Hand over one delivery of a source. Never raises, never waits."""
         if self.halted or self._closing:
+            # Nobody will commit it; what is not fetched is not kept in memory either.
+            segment.records = ()
+            self._around.pause(self.partition, source)
             return
         self._intake.deliver(source, segment)
         self._delivered_s[source] = time.monotonic()
@@ -153,7 +155,13 @@ class Owner:
         """Stop as `stop_soon` does, and wait until stopped."""
         self.stop_soon(drain=drain)
         if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+            # A claim may be waiting for a broker that is down.
+            done, _ = await asyncio.wait([self._task], timeout=_CLOSE_S)
+            if not done:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+                if self._publisher is not None:
+                    await self._publisher.stop()
 
     def saw_end(self, ends: Sequence[int]) -> None:
         """Take in the last stable offsets as somebody else has read them."""
@@ -196,6 +204,8 @@ class Owner:
             try:
                 await self._claim()
                 await self._work()
+            except Flipped:
+                await self._let_go()
             except _HALT as error:
                 if isinstance(error, StoreFull):
                     await self._forget(error)
@@ -204,11 +214,17 @@ class Owner:
                     break
             except (StreamsError, FeatureStoreError, KafkaError, OSError, TimeoutError) as error:
                 await self._forget(error)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                await self._forget(PublishError(f"a driver was cancelled by itself: {error!r}"))
             except Exception as error:  # the same way back; the watchdog ends it
                 log.exception("partition %s: unexpected", self.partition)
                 await self._forget(error)
-        if self._publisher is not None:
-            await self._publisher.stop()
+        await self._let_go()
+        if self._succession is not None:
+            await self._succession.close()
         await self._reader.close()
 
     async def _forget(self, error: Exception) -> None:
@@ -218,14 +234,18 @@ class Owner:
             "partition forgotten",
             extra={"partition": self.partition, "why": type(error).__name__, "error": str(error)},
         )
-        publisher, self._publisher = self._publisher, None
-        self._token, self.watermark, self.ready, self._rollback = "", None, False, None
-        if publisher is not None:
-            await publisher.stop()
+        await self._let_go()
         if self._closing:
             return
         await self._pause(self._back_off_s * random.uniform(0.5, 1.5))
         self._back_off_s = min(self._back_off_s * 2, _BACK_OFF_S[1])
+
+    async def _let_go(self) -> None:
+        """Forget what the claim gave; what is committed stands in the outbox."""
+        publisher, self._publisher = self._publisher, None
+        self._token, self.watermark, self.ready, self._rollback = "", None, False, None
+        if publisher is not None:
+            await publisher.stop()
 
     def _halt(self, error: Exception) -> None:
         self.halted = str(error)
@@ -419,8 +439,10 @@ class Owner:
                 await self._finish_rollback(self._rollback)
                 continue
             if await self._step():
+                await self._look_for_successor()
                 continue
             await self._look_around()
+            await self._look_for_successor()
             if self._wake.is_set():
                 continue
             try:
@@ -500,8 +522,6 @@ class Owner:
         self._resume()
         self._back_off_s, self._committed_s = _BACK_OFF_S[0], time.monotonic()
         self._report(taken, done, time.monotonic() - began)
-        for follower in list(self._around.followers):
-            await follower.feed(self.partition, taken, done.watermark)
 
     def _advance(self, done: Processed, parked: list[Parked]) -> None:
         """The commit stands: pass on what it has to say."""
@@ -606,6 +626,16 @@ class Owner:
         elif now - self._silence_s > _SILENCE_S:
             await self._speak_for_silent()
             self._silence_s = time.monotonic()
+
+    async def _look_for_successor(self) -> None:
+        """Every few seconds, busy or not: is another store announced, and how far is it?"""
+        now = time.monotonic()
+        if self._succession is None or now - self._succeeded_s < _SUCCESSION_S:
+            return
+        self._succeeded_s = now
+        if self.watermark is not None and not self.rolling:
+            assert self._pipeline is not None
+            await self._succession.look(self._pipeline.store, self._token, self.watermark)
 
     async def _watch(self) -> None:
         """A roll-back, or another writer, shows in the watermark."""

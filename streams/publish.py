@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError, ProducerFenced
 
 from featurestore.errors import FeatureStoreError
 from featurestore.store import FeatureStore, Identity
-from streams.connection import aiokafka_options
+from streams.connection import aiokafka_options, stop
 from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
 from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
 from streams.gap import LogReader
@@ -120,13 +120,13 @@ class Publisher:
         try:
             await asyncio.wait_for(producer.start(), _START_S)
         except (KafkaError, OSError, TimeoutError, AssertionError) as error:
-            await _stop(producer)
+            await stop(producer)
             raise LogUnavailable(
                 f"no transactional producer for partition {self.partition} "
                 f"({type(error).__name__}: {error}); is the broker up?"
             ) from error
         except BaseException:
-            await _stop(producer)
+            await stop(producer)
             raise
         self._producer = producer
 
@@ -155,7 +155,7 @@ class Publisher:
             await asyncio.gather(task, return_exceptions=True)
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer)
+            await stop(producer)
 
     async def _run(self) -> None:
         try:
@@ -243,11 +243,3 @@ class Publisher:
         letter = parked.letter
         tp = TopicPartition(self._kafka.sources[letter.source], self.partition)
         return replace(parked, record=await self._reader.at(tp, letter.offset), sought=True)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    """Close a producer in whatever state; what it had open is aborted by the next one's start."""
-    try:
-        await asyncio.wait_for(producer.stop(), 3.0)
-    except (KafkaError, OSError, TimeoutError, AssertionError):
-        pass

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
 from featurestore.backends.memory import Backing, MemoryStore
 from featurestore.settings import StoreSettings
-from scoring.generation import prior
+from featurestore.store import FeatureStore
+from scoring.generation import Generation, prior
 from scoring.scorer import Scorer
 from streams import topics
 from streams.app import log_id
@@ -28,6 +30,7 @@ from streams.partition import Owner, Surroundings
 from streams.pipeline import Pipeline
 from streams.publish import Pacer
 from streams.settings import KafkaSettings, Settings, WorkerSettings
+from streams.succession import Succession
 
 START_MS = 1_700_000_000_000
 
@@ -58,6 +61,7 @@ class Owning:
         self.metrics = Metrics()
         self.now_ms = START_MS
         self.owner: Owner | None = None
+        self.succession: Callable[[int], Succession] | None = None
         self._owners: list[Owner] = []
         self.sent: Counter[str] = Counter()
         self._number = 0
@@ -69,8 +73,20 @@ class Owning:
         )
         await self.producer.start()
         self.reader = LogReader(self.settings.kafka)
-        self.pipeline = self.new_pipeline()
+        self.pipelines: dict[str, Pipeline] = {}
         return self
+
+    def follow(
+        self,
+        store: Callable[[str], FeatureStore],
+        generation: Callable[[str], Awaitable[Generation]],
+    ) -> None:
+        """Let owners take over the stores that are announced."""
+        codec = Codec(self.settings)
+        self.succession = lambda partition: Succession(
+            partition, self.settings, codec, store, generation
+        )
+        self._store_named = store
 
     async def __aexit__(self, *_: object) -> None:
         for owner in self._owners:
@@ -78,16 +94,17 @@ class Owning:
         await self.reader.close()
         await self.producer.stop()
 
-    def new_pipeline(self) -> Pipeline:
-        scorer = Scorer(prior(self.settings.model), self.settings.model, self.settings.features)
-        return Pipeline(self.store, scorer, self.settings)
-
     def own(self) -> Owner:
         """A new owner, as after an assignment."""
-        pipeline = self.pipeline
 
         async def pipeline_for(partition: int) -> Pipeline:
-            return pipeline
+            name = await self.store.active(partition) or "main"
+            if name not in self.pipelines:
+                model, features = self.settings.model, self.settings.features
+                scorer = Scorer(prior(model), model, features)
+                store = self._store_named(name) if name != "main" else self.store
+                self.pipelines[name] = Pipeline(store, scorer, self.settings)
+            return self.pipelines[name]
 
         async def identity() -> str:
             found = await asyncio.to_thread(topics.topic_ids, self.settings)
@@ -101,6 +118,7 @@ class Owning:
             pipeline_for=pipeline_for,
             log_id=identity,
             now_ms=lambda: self.now_ms,
+            succession_for=self.succession,
         )
         self.owner = Owner(0, around)
         self._owners.append(self.owner)
@@ -168,6 +186,15 @@ class Owning:
 
     async def scores(self) -> list[RawRecord]:
         return await self.read(self.settings.kafka.scores)
+
+    async def until_swept(self, records: int) -> None:
+        """Wait until `scores` holds at least so many records, and all is published."""
+        for _ in range(400):
+            if len(await self.scores()) >= records:
+                await self.settle()
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{len(await self.scores())} records on scores, not {records}")
 
     async def read(self, topic: str) -> list[RawRecord]:
         tp = TopicPartition(topic, 0)

@@ -88,7 +88,8 @@ def test_what_was_taken_is_given_again_until_it_is_committed() -> None:
     assert offsets(first) == offsets(again) == {0: [0, 1]}
     assert first is not None
     intake.commit(first, (T0 + 1, NO_TIME, NO_TIME))
-    assert not segment.acked
+    was_acked = segment.acked
+    assert not was_acked
     rest = intake.take(2)
     assert offsets(rest) == {0: [2]}
     assert rest is not None and rest.marks[0].startswith("2:")

@@ -1,0 +1,90 @@
+"""A store built aside is taken over at equal positions; readers see one fold or the other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from featurestore.backends.memory import MemoryStore
+from livevalue.embedded import Stack
+from scoring.generation import Generation, prior
+from streams import topics
+from streams.app import log_id
+from streams.backfill import backfill_kafka, builder
+from tests.streams.owning import CLEAN, Owning, one_partition
+
+
+@pytest.fixture
+async def owning(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
+    async with Owning(one_partition(stack.bootstrap, topic_prefix)) as made:
+        yield made
+
+
+async def build_aside(owning: Owning, name: str) -> MemoryStore:
+    aside = MemoryStore(name, owning.backing)
+    pipeline = builder(aside, owning.settings, prior(owning.settings.model))
+    ids = log_id(owning.settings, await asyncio.to_thread(topics.topic_ids, owning.settings))
+    await backfill_kafka(pipeline, [0], ids)
+    return aside
+
+
+async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_again(
+    owning: Owning,
+) -> None:
+    stores = {"main": owning.store}
+
+    async def find(name: str) -> Generation:
+        return prior(owning.settings.model)
+
+    owning.follow(stores.__getitem__, find)
+    owner = owning.own()
+    await owning.send(200)
+    await owning.settle()
+    stores["aside"] = await build_aside(owning, "aside")
+    await owning.send(150)
+    await owning.settle()
+    published = len(await owning.scores())
+
+    await owning.store.set_next(0, "aside")
+    await owning.send(100)
+    await owning.until(lambda: owning.backing.partition(0).active == "aside")
+    await owning.send(60)
+    await owning.settle()
+    assert await owning.store.next(0) is None
+    # Every user was published once more under the other store.
+    await owning.until_swept(published + 40)
+    assert await owning.audit() == CLEAN
+    assert (await stores["aside"].load(0, [])).watermark is not None
+
+    await stores["aside"].set_next(0, "main")
+    await owning.until(lambda: owning.backing.partition(0).active == "main")
+    published = len(await owning.scores())
+    await owning.send(60)
+    await owning.settle()
+    await owning.until_swept(published + 40)
+    assert await owning.audit() == CLEAN
+    assert not owner.halted
+
+
+async def test_a_store_that_does_not_exist_is_not_flipped_to_and_work_goes_on(
+    owning: Owning,
+) -> None:
+    async def find(name: str) -> Generation:
+        return prior(owning.settings.model)
+
+    owning.follow(lambda name: MemoryStore(name, owning.backing), find)
+    owner = owning.own()
+    await owning.send(50)
+    await owning.settle()
+    await owning.store.set_next(0, "nowhere")
+    await owning.send(50)
+    await asyncio.sleep(3)
+    await owning.settle()
+    assert await owning.store.active(0) == "main"
+    assert not owner.halted
+    assert await owning.audit() == CLEAN
+    document = await owning.store.document(0, "u1")
+    assert document is not None and json.loads(document)["user_id"] == "u1"
