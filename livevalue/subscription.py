@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from streams.errors import TopicError
 from streams.settings import KafkaSettings
-from streams.topics import connection, translated
+from streams.topics import connection, reach, translated
 
 _POLL_S = 0.5
 
@@ -27,6 +27,7 @@ class Subscription:
     ) -> None:
         self._kafka = kafka
         self._key = None if user is None else user.encode()
+        reach(kafka)
         with translated(kafka):
             self._consumer = KafkaConsumer(
                 **connection(kafka),

@@ -18,6 +18,7 @@ not for an event loop. `connection` serves every kafka-python client of the proj
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ _COMPACTED = {
 # A dead letter holds the whole bad record and headers about it.
 _DLQ_ROOM = 64 << 10
 _BOOTSTRAP_MS = 10_000
+_CONNECT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +212,7 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
     except (driver.KafkaTimeoutError, driver.KafkaConnectionError) as error:
         if overheard.refusal:
             raise _refused(kafka, overheard.refusal) from error
-        raise LogUnavailable(
-            f"no broker answers at {kafka.bootstrap} with {kafka.security}: start one "
-            "(`livevalue up`), or check LIVEVALUE_KAFKA__BOOTSTRAP and __SECURITY"
-        ) from error
+        raise _silent(kafka, "no answer") from error
     except driver.KafkaError as error:
         kind = LogUnavailable if error.retriable else LogError
         raise kind(f"the broker at {kafka.bootstrap} answers: {error}") from error
@@ -222,6 +221,13 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
             f"cannot connect to {kafka.bootstrap} ({error}): check LIVEVALUE_KAFKA__BOOTSTRAP "
             "and __CA_FILE"
         ) from error
+
+
+def _silent(kafka: KafkaSettings, why: str) -> LogUnavailable:
+    return LogUnavailable(
+        f"no broker answers at {kafka.bootstrap} with {kafka.security} ({why}): start one "
+        "(`livevalue up`), or check LIVEVALUE_KAFKA__BOOTSTRAP and __SECURITY"
+    )
 
 
 def _refused(kafka: KafkaSettings, how: str) -> LogAuthError:
@@ -265,8 +271,33 @@ class _Topic:
     policies: frozenset[str]
 
 
+def reach(kafka: KafkaSettings) -> None:
+    """Raise LogUnavailable at once where nothing listens.
+
+    kafka-python tries for its whole bootstrap time, ten seconds, what is plain after a moment.
+    """
+    said = ""
+    for address in connection(kafka)["bootstrap_servers"]:
+        host, _, port = address.rpartition(":")
+        try:
+            number = int(port)
+        except ValueError:
+            raise LogError(
+                f"{address!r} is no address: write host:port[,host:port] into "
+                "LIVEVALUE_KAFKA__BOOTSTRAP"
+            ) from None
+        try:
+            socket.create_connection((host.strip("[]"), number), _CONNECT_S).close()
+        except OSError as error:
+            said = error.strerror or str(error) or type(error).__name__
+        else:
+            return
+    raise _silent(kafka, said)
+
+
 @contextmanager
 def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    reach(kafka)
     with translated(kafka):
         admin = KafkaAdminClient(**connection(kafka))
         try:

@@ -25,11 +25,16 @@ _RETRY_S = 86400.0  # after a failure, such as a full disk, starts are not slowe
 _WHAT = "preparing Java for fast starts"
 
 
-def flags(java: Java, jars: Sequence[Path], progress: Progress | None = None) -> list[str]:
-    """What to give to `java`; the archive is made first if it is not there."""
+def archive_of(java: Java, jars: Sequence[Path]) -> Path:
+    """Where the archive of this Java and class path is, or would be."""
     parts = [java.build, *(f"{jar} {jar.stat().st_size}" for jar in jars)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    archive = cache_folder() / f"classes-{key}.jsa"
+    return cache_folder() / f"classes-{key}.jsa"
+
+
+def flags(java: Java, jars: Sequence[Path], progress: Progress | None = None) -> list[str]:
+    """What to give to `java`; the archive is made first if it is not there."""
+    archive = archive_of(java, jars)
     if not archive.exists() and not _failed_lately(archive):
         try:
             with exclusive(archive.with_suffix(".lock")):

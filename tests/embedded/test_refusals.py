@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from livevalue.embedded import Stack, StackError, jars, java, kafka
+from livevalue.embedded import Stack, StackError, cds, jars, java, kafka
 from livevalue.embedded.kafka import Kafka
 from livevalue.embedded.ports import free, is_free
 from tests.embedded.conftest import servers_in
@@ -107,7 +107,7 @@ def test_a_kafka_home_without_kafka(
     assert f"KAFKA_HOME is {tmp_path}, but there is no libs/kafka_2.*.jar" in _refusal(folder)
 
 
-def test_kafka_home_wins_over_the_pinned_jars(
+def test_kafka_home_wins_over_the_pinned_jars_and_works_without_an_archive(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "libs").mkdir()
@@ -115,10 +115,15 @@ def test_kafka_home_wins_over_the_pinned_jars(
         (tmp_path / "libs" / jar.name).symlink_to(jar)
     monkeypatch.setenv("KAFKA_HOME", str(tmp_path))
     monkeypatch.setenv("LIVEVALUE_CACHE", str(tmp_path / "cache"))
-    assert {jar.parent for jar in kafka.class_path()} == {tmp_path / "libs"}
+    own = kafka.class_path()
+    assert {jar.parent for jar in own} == {tmp_path / "libs"}
+    # As after a failure to make the archive: it is not tried again at once, and does not matter.
+    archive = cds.archive_of(java.find(), own)
+    archive.with_suffix(".failed").touch()
     with Stack.started(tmp_path / "run") as stack:
         assert stack.kafka is not None
         assert stack.kafka.running
+    assert not archive.exists()
 
 
 def test_the_brokers_own_error_is_shown(folder: Path) -> None:
