@@ -334,7 +334,7 @@ class _Judge:
                 f"no window of {max(horizons)} days ends by {_stamp(self._as_of)}:"
                 " take earlier --train-cutoffs or a shorter --horizon"
             )
-        if delay == 0:
+        if delay == 0 and not self.notes:
             self.notes.append("the log holds no arrival times: events count as arrived at once")
         return made
 
@@ -386,7 +386,7 @@ def comparisons(scored: Sequence[Scored], question: Question) -> list[dict[str, 
     first, *others = question.models
     for other in others:
         for days in question.horizons_days:
-            each = [(str(_stamp(t)), {t}) for t in question.as_of_ms]
+            each = [(_utc(t), {t}) for t in question.as_of_ms]
             pooled = [("pooled", set(question.as_of_ms))] if len(question.as_of_ms) > 1 else []
             for name, times in [*each, *pooled]:
                 a = [s for s in scored if _is(s, first, days, times)]
@@ -426,7 +426,7 @@ def _is(one: Scored, model: str, days: int, times: set[int]) -> bool:
 
 def _run(one: Scored, question: Question) -> dict[str, Any]:
     return {
-        "as_of": _stamp(one.as_of_ms),
+        "as_of": _utc(one.as_of_ms),
         "horizon_days": one.days,
         "model": one.model,
         "seed": one.seed,
@@ -443,6 +443,10 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
 
 
+def _utc(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat().replace("+00:00", "Z")
+
+
 def _stamp(time_ms: int) -> str:
-    text = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat().replace("+00:00", "Z")
-    return text.replace("T00:00:00Z", "") if text.endswith("T00:00:00Z") else text
+    """For people: a date where it is one."""
+    return _utc(time_ms).removesuffix("T00:00:00Z")

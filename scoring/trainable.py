@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from scoring.errors import ScoringError
 from scoring.examples import Examples
 from scoring.generation import Generation, prior
+from scoring.retrain import RetrainSettings
 from scoring.settings import ModelSettings
 
 DAY_S = 86_400
@@ -26,13 +28,18 @@ class Trainable:
 
 
 def _served(examples: Examples | None, horizons: Sequence[int], seed: int) -> Generation:
-    from scoring import training
-
+    """As scoring.retrain makes the generation that it publishes."""
+    try:
+        from scoring import training
+    except ImportError as error:
+        raise ScoringError(
+            "`served` is trained with torch: install the package with its extra `train`, or name"
+            " other --models"
+        ) from error
     assert examples is not None
-    settings = training.TrainingSettings(seed=seed)
-    trained = training.train(examples, settings)
-    aside = training.held_out(examples, settings)
-    return training.generation(trained, examples, calibrate_on=aside)
+    trained = training.train(examples, training.TrainingSettings(seed=seed))
+    newest = training.newest(examples, RetrainSettings().windows)
+    return training.generation(trained, examples, calibrate_on=newest)
 
 
 def _linear(examples: Examples | None, horizons: Sequence[int], seed: int) -> Generation:

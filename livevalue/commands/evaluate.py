@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from scoring.evaluation import Report
 
 ORDER = 55
-_SHOWN = ("ngini", "spearman", "top20", "dmape", "bias", "mae", "auc", "brier", "cover80")
+# metric -> heading, narrow enough for 80 columns
+_SHOWN = {
+    "ngini": "nGini",
+    "spearman": "rank",
+    "top20": "top20",
+    "dmape": "dMAPE",
+    "bias": "bias",
+    "mae": "MAE",
+    "auc": "AUC",
+    "brier": "Brier",
+    "cover80": "cover80",
+}
 _DAY_MS = 86_400_000
 
 
@@ -98,29 +109,30 @@ def evaluate(
 
 
 def _show(report: Report, out: Output) -> None:
-    """What each model reached, then how the first one compares."""
-    out.table(
-        ("as of", "days", "model", *_SHOWN, "s"),
-        (
+    """What each model reached at each cut-off, then how the first one compares."""
+    asked = dict.fromkeys((row["as_of"], row["horizon_days"]) for row in report.runs)
+    for as_of, days in asked:
+        rows = [r for r in report.runs if (r["as_of"], r["horizon_days"]) == (as_of, days)]
+        out.say(f"{days} days from {as_of}, {rows[0]['users']:,} users")
+        out.table(
+            ("model", *_SHOWN.values()),
             (
-                row["as_of"],
-                row["horizon_days"],
-                f"{row['model']} #{row['seed']}" if row["seed"] else row["model"],
-                *(_text(row["metrics"][name]) for name in _SHOWN),
-                f"{row['seconds']:.1f}",
-            )
-            for row in report.runs
-        ),
-    )
-    if report.comparisons:
+                (
+                    f"{row['model']} #{row['seed']}" if row["seed"] else row["model"],
+                    *(_text(row["metrics"][name]) for name in _SHOWN),
+                )
+                for row in rows
+            ),
+        )
         out.say("")
+    if report.comparisons:
         out.table(
             ("a", "b", "as of", "days", "metric", "a - b", "95 % interval"),
             (
                 (
                     row["a"],
                     row["b"],
-                    row["as_of"],
+                    row["as_of"][:10],
                     row["horizon_days"],
                     row["metric"],
                     _text(row["delta"]),
