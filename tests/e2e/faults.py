@@ -192,8 +192,11 @@ class Chaos:
         os.kill(valkey.pid, signal.SIGSTOP)  # a copy of one moment
         shutil.copytree(files, old)
         os.kill(valkey.pid, signal.SIGCONT)
-        time.sleep(self.rng.uniform(1.0, 2.5))
-        before = self._folded()
+        copied, until = self._folded(), time.monotonic() + 15
+        time.sleep(self.rng.uniform(0.5, 2.0))
+        # The workers may stand still at this moment; a roll-back has something to undo.
+        while (before := self._folded()) < copied + 100 and time.monotonic() < until:
+            time.sleep(0.1)
         valkey.kill()
         shutil.rmtree(files)
         shutil.copytree(old, files)

@@ -1,0 +1,105 @@
+"""Reading the log directly: by positions, over markers and aborted records, never by timeouts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+from livevalue.embedded import Stack
+from streams.errors import LogTruncated, LogUnavailable
+from streams.gap import Bounds, LogReader
+from streams.settings import KafkaSettings
+
+
+@pytest.fixture
+async def topic(stack: Stack, topic_prefix: str) -> TopicPartition:
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    admin.create_topics([NewTopic(f"{topic_prefix}gap", 1, 1)])
+    admin.close()
+    return TopicPartition(f"{topic_prefix}gap", 0)
+
+
+@pytest.fixture
+async def reader(stack: Stack) -> AsyncIterator[LogReader]:
+    made = LogReader(KafkaSettings(bootstrap=stack.bootstrap))
+    yield made
+    await made.close()
+
+
+async def produce(stack: Stack, topic: TopicPartition, *steps: tuple[int, bool]) -> None:
+    """Transactions of so many records, committed or aborted; each takes one offset more."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=stack.bootstrap, transactional_id=f"{topic.topic}-up"
+    )
+    await producer.start()
+    for count, commit in steps:
+        await producer.begin_transaction()
+        for n in range(count):
+            await producer.send(topic.topic, b"%d" % n, partition=0)
+        await (producer.commit_transaction() if commit else producer.abort_transaction())
+    await producer.stop()
+
+
+async def test_a_read_reaches_its_end_over_markers_and_aborted_records(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    await produce(stack, topic, (3, True), (4, False), (2, True), (5, False))
+    assert (await reader.bounds([topic]))[topic] == Bounds(0, 18)
+    records, reached = await reader.read(topic, 1, 18, 1000)
+    assert ([r.offset for r in records], reached) == ([1, 2, 9, 10], 18)
+    records, reached = await reader.read(topic, 0, 18, 2)
+    assert ([r.offset for r in records], reached) == ([0, 1], 2)
+    assert await reader.read(topic, 7, 7, 10) == ([], 7)
+
+
+async def test_the_last_record_is_found_behind_any_number_of_aborted_ones(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    assert await reader.last(topic) is None
+    await produce(stack, topic, (1, True), *[(30, False)] * 8)
+    found = await reader.last(topic)
+    assert found is not None and found.offset == 0
+
+
+async def test_a_single_record_is_read_by_offset_and_a_marker_is_none(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    await produce(stack, topic, (2, True))
+    found = await reader.at(topic, 1)
+    assert found is not None and found.value == b"1"
+    assert await reader.at(topic, 2) is None
+
+
+async def test_what_retention_deleted_is_an_error_and_never_skipped(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    await produce(stack, topic, (5, True))
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    from kafka import TopicPartition as AdminPartition
+
+    admin.delete_records({AdminPartition(topic.topic, 0): 3})
+    admin.close()
+    with pytest.raises(LogTruncated, match="livevalue recover rebuild"):
+        await reader.read(topic, 1, 5, 10)
+    assert await reader.at(topic, 1) is None
+    records, reached = await reader.read(topic, 3, 6, 10)
+    assert ([r.offset for r in records], reached) == ([3, 4], 6)
+
+
+async def test_a_broker_that_is_not_there_is_unavailable_and_names_the_address() -> None:
+    reader = LogReader(KafkaSettings(bootstrap="127.0.0.1:9"))
+    with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:9"):
+        await reader.topics()
+
+
+async def test_stopping_a_reader_at_once_does_not_cancel_who_stops_it(stack: Stack) -> None:
+    for _ in range(20):
+        reader = LogReader(KafkaSettings(bootstrap=stack.bootstrap))
+        await reader._open()
+        await reader.close()
+    await asyncio.sleep(0)
