@@ -41,6 +41,13 @@ from scoring.zoo.mingru_net import Net, Scaling, export
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
+OFFSET = "log_mean_order_value"
+# The log's age names the cut-off, so a net learns past seasons by it and is asked beyond all it
+# saw ever after. Without: Online Retail 90 d nGini .779 for .772 and bias .87 for .69 (means of
+# three seeds), CDNOW 13 weeks unchanged at .688.
+DRIFTING = frozenset(["log_age"])
+STEPS, EPOCHS = 1200, (12, 80)
+
 
 class TrainingSettings(BaseModel):
     """How the net is trained. The defaults train 24,000 users x 8 cut-offs within minutes."""
@@ -48,8 +55,10 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(32, ge=2, le=256, description="of one minGRU layer; past 32 gains nothing")
-    epochs: int = Field(12, ge=1, description="at most; 40 gain nothing on CDNOW")
-    patience: int = Field(4, ge=1, description="epochs without a better held-out loss")
+    epochs: int | None = Field(
+        None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
+    )
+    patience: int = Field(4, ge=1, description="epochs without a better held-out loss, at least")
     users_per_batch: int = Field(256, ge=1)
     rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     decay: float = Field(1e-2, ge=0, description="weight decay of AdamW")
@@ -109,12 +118,14 @@ def train(
     )
     order = np.unique(data.sequence)
     batches = -(-len(order) // settings.users_per_batch)
+    epochs = settings.epochs or int(np.clip(-(-STEPS // batches), *EPOCHS))
+    patience = max(settings.patience, epochs // 8)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.rate, total_steps=settings.epochs * batches + 1, pct_start=0.1
+        optimizer, settings.rate, total_steps=epochs * batches + 1, pct_start=0.1
     )
     best, best_epoch, best_state = float("inf"), 0, copy.deepcopy(net.state_dict())
     losses: list[tuple[float, float]] = []
-    for epoch in range(settings.epochs):
+    for epoch in range(epochs):
         net.train()
         generator.shuffle(order)
         total, count = 0.0, 0
@@ -131,10 +142,10 @@ def train(
             now = float(_loss(net, check, np.unique(check.sequence), None)[0])
         losses.append((total / max(count, 1), now))
         if progress is not None:
-            progress("train", epoch + 1, settings.epochs)
+            progress("train", epoch + 1, epochs)
         if now < best - 1e-5:
             best, best_epoch, best_state = now, epoch, copy.deepcopy(net.state_dict())
-        elif epoch - best_epoch >= settings.patience:
+        elif epoch - best_epoch >= patience:
             break
     net.load_state_dict(best_state)
     return Trained(net.eval(), losses, best_epoch)
@@ -173,7 +184,7 @@ def _new_net(examples: Examples, settings: TrainingSettings) -> Net:
     horizons = len(examples.horizons_s)
     names = [feature.name for feature in FEATURES]
     unknown = unseen(examples.seen_types)
-    silent, mute = moved_by(unknown), tokens_moved_by(unknown)
+    silent, mute = moved_by(unknown) | DRIFTING, tokens_moved_by(unknown)
     steps = examples.tokens if len(examples.tokens) else np.zeros((1, len(TOKENS)), np.float32)
     net = Net(
         Scaling.of(steps, np.array([name in mute for name in TOKENS])),
@@ -201,9 +212,6 @@ def _new_net(examples: Examples, settings: TrainingSettings) -> Net:
                 # the largest order that a fold of 1,000 spenders would show, doubled
                 net.log_cap[h] = float(np.log(2 * np.quantile(value[paid, h], 0.999)))
     return net
-
-
-OFFSET = "log_mean_order_value"
 
 
 def _logit(flags: npt.NDArray[np.bool_]) -> float:
