@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +87,7 @@ class Source:
             )
         self.file_log = options.open(self.files, settings) if self.files else None
 
-    async def steps(self) -> AsyncIterator[Step]:
+    async def steps(self) -> AsyncGenerator[Step]:
         """All steps: files first, then archives, then the topics up to their ends."""
         kafka = self._settings.kafka
         if self.file_log is not None:
@@ -123,7 +123,7 @@ class Source:
             end: Exception | None = None
             try:
                 asyncio.run(read())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  raised again where it is read
                 end = error
             _put(ready, end, left)
 

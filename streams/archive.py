@@ -12,14 +12,15 @@ their source partition. Replaying an archive therefore meets the same end as rep
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
 from streams.codec import Codec, merge
@@ -153,7 +154,7 @@ def _parts(place: Path) -> list[_Part]:
     for path in sorted(place.glob("*.parquet")):
         before, after = path.stem.split("-")
         parts.append(_Part(path, int(before), int(after)))
-    for one, two in zip(parts, parts[1:], strict=False):
+    for one, two in itertools.pairwise(parts):
         if one.after != two.before:
             raise LogFileError(f"{place}: offsets {one.after} to {two.before} are missing")
     return parts
