@@ -48,7 +48,7 @@ def nasty(
     users: int = 60,
     seed: int = 1,
     *,
-    quiet: Quiet = Quiet(),  # noqa: B008  frozen
+    quiet: Quiet = Quiet(),
     erases: int = 4,
 ) -> list[Sent]:
     """About `count` records that span some two weeks."""
