@@ -26,6 +26,7 @@ from streams.logid import record_mark
 from streams.settings import Settings
 
 _FAR = np.iinfo(np.int64).max
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,8 @@ class Source:
 
     @property
     def more(self) -> bool:
-        """Whether there is more than the first chunk, here or in the log."""
-        return len(self.chunks) > 1 or bool(self.segments) or self.end > self.cursor
+        """Whether there is more than what is decoded, here or in the log."""
+        return bool(self.segments) or self.end > self.cursor
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class Taken:
     positions: tuple[int, ...]
     marks: tuple[str, ...]
     records: int
-    counts: tuple[int, ...]  # records taken of each source's first chunk
+    counts: tuple[int, ...]  # records taken of each source
     raw: dict[int, list[RawRecord]]  # source -> records
 
 
@@ -182,25 +183,29 @@ class Intake:
         Nothing is used up: the same batch is given again until `commit` is called.
         """
         counts = self._counts(most)
-        parts, raw, rejected = [], {}, []
+        parts: list[Decoded] = []
+        raw: dict[int, list[RawRecord]] = {}
+        rejected: list[Rejected] = []
         positions = [s.position for s in self.sources]
         marks = [s.mark for s in self.sources]
         for s, source in enumerate(self.sources):
-            if not source.chunks:
-                continue
-            chunk, count = source.chunks[0], counts[s]
-            end = chunk.taken + count
-            if end == len(chunk.records):
-                positions[s] = chunk.after
-            elif count:
-                positions[s] = chunk.records[end - 1].offset + 1
-            if not count:
-                continue
-            part = _part(chunk, chunk.taken, end)
-            parts.append(part)
-            rejected += part.rejected
-            raw[s] = chunk.records[chunk.taken : end]
-            marks[s] = record_mark(chunk.records[end - 1])
+            left = counts[s]
+            for chunk in source.chunks:
+                count = min(left, chunk.left)
+                left -= count
+                end = chunk.taken + count
+                if end == len(chunk.records):
+                    positions[s] = chunk.after
+                elif count:
+                    positions[s] = chunk.records[end - 1].offset + 1
+                if count:
+                    part = _part(chunk, chunk.taken, end)
+                    parts.append(part)
+                    rejected += part.rejected
+                    raw.setdefault(s, []).extend(chunk.records[chunk.taken : end])
+                    marks[s] = record_mark(chunk.records[end - 1])
+                if end < len(chunk.records):
+                    break
         if all(p == s.position for p, s in zip(positions, self.sources, strict=True)):
             return None
         batch = merge(parts) if parts else EventBatch.empty()
@@ -208,20 +213,30 @@ class Intake:
             batch, rejected, tuple(positions), tuple(marks), sum(counts), tuple(counts), raw
         )
 
+    def nothing(self) -> Taken:
+        """A batch without records that ends where we stand."""
+        return Taken(
+            EventBatch.empty(),
+            [],
+            tuple(s.position for s in self.sources),
+            tuple(s.mark for s in self.sources),
+            0,
+            (0,) * len(self.sources),
+            {},
+        )
+
     def _counts(self, most: int) -> list[int]:
-        """How many records of each source's first chunk come next."""
-        heads = [s.chunks[0] if s.chunks else None for s in self.sources]
-        left = [h.left if h else 0 for h in heads]
+        """How many of each source's decoded records come next."""
         if len(self.sources) == 1:
-            return [min(left[0], most)]
+            return [min(sum(chunk.left for chunk in self.sources[0].chunks), most)]
         # A source with more to come holds the others back: its next record may be older.
-        ends = [self._end_clock(s) for s in self.sources]
+        ends = [self._clock(s) for s in self.sources]
         waits = [s.more for s in self.sources]
         orders = []
-        for s, head in enumerate(heads):
+        for s, source in enumerate(self.sources):
             limit = min((ends[o] for o in range(len(ends)) if o != s and waits[o]), default=_FAR)
             limit = limit + self._ahead_ms if NO_TIME < limit < _FAR - self._ahead_ms else limit
-            order = head.order[head.taken :] if head else np.empty(0, np.int64)
+            order = np.concatenate([_NONE, *(c.order[c.taken :] for c in source.chunks)])
             orders.append(order[: int(np.searchsorted(order, limit, "right"))])
         free = [len(o) for o in orders]
         if sum(free) <= most:
@@ -230,22 +245,20 @@ class Intake:
         owner = np.repeat(np.arange(len(free)), free)[merged]
         return [int(n) for n in np.bincount(owner, minlength=len(free))]
 
-    @staticmethod
-    def _end_clock(source: Source) -> int:
-        if source.chunks and len(source.chunks[0].order):
-            return int(source.chunks[0].order[-1])
-        return source.clock
-
     def commit(self, taken: Taken, clocks: Sequence[int]) -> None:
         """Use `taken` up: it is committed."""
         for s, source in enumerate(self.sources):
             source.position = taken.positions[s]
             source.clock, source.mark = clocks[s], taken.marks[s]
-            if source.chunks:
+            left = taken.counts[s]
+            while source.chunks:
                 chunk = source.chunks[0]
-                chunk.taken += taken.counts[s]
-                if chunk.taken == len(chunk.records) and source.position >= chunk.after:
-                    source.chunks.popleft()
+                count = min(left, chunk.left)
+                left -= count
+                chunk.taken += count
+                if chunk.left or source.position < chunk.after:
+                    break
+                source.chunks.popleft()
             while source.unacked and source.unacked[0].after <= source.position:
                 source.unacked.popleft().ack()
 
