@@ -1,8 +1,8 @@
 """What every model family promises, as one suite that each of them must pass.
 
 `check` runs a generation on ordinary and on absurd input and returns what it breaks, in words; an
-empty list is a pass. Tests run it on every family, `retrain` on each new generation before it is
-published: a broken model must not reach a worker.
+empty list is a pass. Tests run it on every family; `require` is for whoever publishes a
+generation: a broken model must not reach a worker.
 
 After river's habit: one conformance suite, run on every model.
 Shapes as in scoring.interface; M steps in all, of U users.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.features import STATIC
 from scoring.errors import GenerationError
 from scoring.generation import Generation, dump, load
 from scoring.interface import Floats, Prediction, ValueModel
@@ -36,10 +37,15 @@ class Sample:
     def drawn(
         cls, users: int, knots: int, features: int, tokens: int, seed: int = 0, steps: int = 4
     ) -> Sample:
-        """Positive, skewed input as counts, gaps and money are; some users without a step."""
+        """Positive, skewed input as counts, gaps and money are; some users without a step.
+
+        Columns that do not depend on the query time are the same at every knot, as the encoder
+        makes them: a family may read them once.
+        """
         rng = np.random.default_rng(seed)
         values = rng.lognormal(0, 1.5, (users, knots, features)).astype(np.float32)
         values[rng.random(values.shape) < 0.3] = 0
+        values[:, :, :STATIC] = values[:, :1, :STATIC]
         rows = rng.integers(0, users, users * steps).astype(np.int32)
         return cls(values, rows, rng.normal(size=(len(rows), tokens)).astype(np.float32))
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from featurestore.features import FEATURES
+from featurestore.features import FEATURES, STATIC
 from featurestore.step import TOKENS
 from scoring import checks
 from scoring.checks import Sample
@@ -51,7 +51,7 @@ def made_mingru() -> Generation:
     scale[3] = 0  # constant in training
     features = Scaling(np.zeros(len(NAMES), np.float32), scale)
     tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
-    net = Net(tokens, features, 3, NAMES.index("log_mean_order_value"), width=8)
+    net = Net(tokens, features, 3, NAMES.index("log_mean_order_value"), width=8, static=STATIC)
     graph, weights = export(net)
     manifest = Manifest(
         family="mingru",
