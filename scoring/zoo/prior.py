@@ -96,7 +96,7 @@ def _still_there(silence: Doubles, days: Doubles) -> Doubles:
     """Days until each of `days` in which a user silent for so long is still there, expected.
 
     >>> gone, fresh = _still_there(np.array([[365.0], [0.0]]), np.array([30.0]))[:, 0]
-    >>> bool(gone < fresh / 3 and fresh < 30)
+    >>> bool(gone < fresh / 2 and fresh < 30)
     True
     """
     power = 1 - FADE
