@@ -630,12 +630,19 @@ class Owner:
     async def _look_for_successor(self) -> None:
         """Every few seconds, busy or not: is another store announced, and how far is it?"""
         now = time.monotonic()
-        if self._succession is None or now - self._succeeded_s < _SUCCESSION_S:
+        if self._succession is None or now - self._succeeded_s < _SUCCESSION_S or self.rolling:
             return
         self._succeeded_s = now
-        if self.watermark is not None and not self.rolling:
-            assert self._pipeline is not None
-            await self._succession.look(self._pipeline.store, self._token, self.watermark)
+        assert self._pipeline is not None
+        if self.watermark is None:
+            # A flip needs equal positions: say that we stand at the log's beginning.
+            if await self._pipeline.store.next(self.partition) is None:
+                return
+            done = await self._process(self._intake.nothing())
+            self._demand(done)
+            self._advance(done, [])
+        assert self.watermark is not None
+        await self._succession.look(self._pipeline.store, self._token, self.watermark)
 
     async def _watch(self) -> None:
         """A roll-back, or another writer, shows in the watermark."""
@@ -654,10 +661,7 @@ class Owner:
     async def _speak_for_silent(self) -> None:
         """Publish users whose value has moved by silence alone."""
         assert self._pipeline is not None and self.watermark is not None
-        if self._settings.worker.clock == "wall":
-            now_ms = self._around.now_ms()
-        else:
-            now_ms = max(self.watermark.clocks)
+        now_ms = self._now_ms(self.watermark)
         if now_ms == NO_TIME:
             return
         users = await self._pipeline.store.due(self.partition, now_ms, _REFRESH_USERS)
@@ -675,6 +679,10 @@ class Owner:
         self._demand(done)
         self._advance(done, [])
 
+    def _now_ms(self, mark: Watermark) -> int:
+        """Now as the deployment counts it."""
+        return self._around.now_ms() if self._settings.worker.clock == "wall" else max(mark.clocks)
+
     async def _sweep(self) -> None:
         """The next page of a pending sweep: every user once, under this generation."""
         assert self._pipeline is not None and self.watermark is not None
@@ -684,7 +692,8 @@ class Owner:
             self.partition,
             self._token,
             self.watermark,
-            None,
+            # Not behind what the store that served before has said of silent users.
+            self._now_ms(self.watermark),
         )
         self._demand(done)
         self._advance(done, [])

@@ -267,6 +267,10 @@ class Pipeline:
         if not _same(loaded, token, before):
             return Processed(None, before)
         held = self._unpack(users, loaded.states)
+        if cause == "generation":
+            # The last document was another generation's: no event moved the value since. Its
+            # time is kept by as_of_ms, which the caller gives.
+            held.last["revision"] = 0
         known = history(held.states)["first_ms"] != NO_TIME
         rows = np.flatnonzero(known)
         causes = [Cause(cause, None, None, None, None)] * len(rows)
@@ -319,7 +323,10 @@ class Pipeline:
                     states.users, seq, as_of, prediction, past, last["revision"], previous, causes
                 )
             )
-        latest = self.scorer.last(seq, as_of, prediction)
+        # What is built aside says nothing to anybody: its users have no last document yet.
+        latest = self.scorer.no_last(len(rows))
+        if self.publishes:
+            latest = self.scorer.last(seq, as_of, prediction)
         scores = self.scorer.pack(users.settled[rows], head, latest, states.has_tail())
         headline = self.documents.headline
         ranks = prediction.expected[:, 0, headline]
