@@ -122,6 +122,7 @@ class Owner:
         self._at_end_since = [time.monotonic()] * len(self._tps)
         self._idle = [False] * len(self._tps)
         self._paused: set[int] = set()
+        self._bytes_each = 0.0  # of a commit, for each record of the last one
         self._task: asyncio.Task[None] | None = None
         succession = around.succession_for
         self._succession = succession(partition) if succession is not None else None
@@ -466,7 +467,7 @@ class Owner:
             await self._mend(hole)
         if self._intake.decoded >= _MISROUTED_OF and self.watermark is None:
             self._check_routing()
-        most = self._settings.worker.batch
+        most = self._fitting()
         while True:
             taken = self._intake.take(most)
             if taken is None:
@@ -475,12 +476,19 @@ class Owner:
             if not taken.records and began - self._committed_s < _MARKERS_S:
                 return False
             done = await self._process(taken)
+            if taken.records:
+                self._bytes_each = done.counts["bytes"] / taken.records
             if not done.split:
                 break
-            most = max(1, taken.records // 2)
+            most = max(1, min(self._fitting(), taken.records - taken.records // 8))
         self._demand(done)
         await self._committed(taken, done, began)
         return True
+
+    def _fitting(self) -> int:
+        """Events of the next batch: what a commit holds, since one that is cut is folded twice."""
+        room = 0.9 * self._settings.store.max_commit_mib * (1 << 20)
+        return max(1, min(self._settings.worker.batch, int(room / max(1.0, self._bytes_each))))
 
     def _check_routing(self) -> None:
         if self._intake.misrouted * 2 > self._intake.decoded:

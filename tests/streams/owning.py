@@ -150,11 +150,16 @@ class Owning:
     async def show_end(self) -> None:
         """Tell the owner how far the log reaches, as the watchdog does."""
         assert self.owner is not None
-        self.owner.saw_end([await self.end()])
+        self.owner.saw_end(await self.ends())
+
+    async def ends(self) -> tuple[int, ...]:
+        tps = [TopicPartition(topic, 0) for topic in self.settings.kafka.sources]
+        found = await self.reader.bounds(tps)
+        return tuple(found[tp].end for tp in tps)
 
     async def end(self) -> int:
-        tp = TopicPartition(self.settings.kafka.sources[0], 0)
-        return (await self.reader.bounds([tp]))[tp].end
+        """End of the first source."""
+        return (await self.ends())[0]
 
     async def until(self, what: Any, patience_s: float = 20.0) -> None:
         """Wait until `what()` is true."""
@@ -168,7 +173,7 @@ class Owning:
 
     async def settle(self, patience_s: float = 20.0) -> None:
         """Until all is folded and published."""
-        end = await self.end()
+        ends = await self.ends()
         owner = self.owner
         assert owner is not None
 
@@ -176,7 +181,7 @@ class Owning:
             mark = owner.watermark
             return (
                 mark is not None
-                and mark.positions[0] >= end
+                and all(at >= end for at, end in zip(mark.positions, ends, strict=True))
                 and not owner.rolling
                 and owner.outbox_users == 0
                 and owner.idle

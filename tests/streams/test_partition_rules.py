@@ -1,0 +1,164 @@
+"""What an owner does beside committing: silence, idle sources, markers, refusals to begin."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from featurestore.settings import FeatureSettings
+from livevalue.embedded import Stack
+from streams.settings import KafkaSettings, Settings, WorkerSettings
+from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+async def owning(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
+    async with Owning(one_partition(stack.bootstrap, topic_prefix)) as made:
+        yield made
+
+
+def three_sources(stack: Stack, prefix: str, **worker: object) -> Settings:
+    return Settings(
+        kafka=KafkaSettings(
+            bootstrap=stack.bootstrap,
+            app=f"{prefix}app",
+            browse=f"{prefix}browse",
+            purchase=f"{prefix}purchase",
+            interaction=f"{prefix}interaction",
+            scores=f"{prefix}scores",
+            dlq=f"{prefix}dlq",
+            partitions=1,
+        ),
+        worker=WorkerSettings(**{"clock": "log", **worker}),  # type: ignore[arg-type]
+    )
+
+
+async def test_silent_users_are_published_when_their_value_has_moved_and_not_before(
+    stack: Stack, topic_prefix: str
+) -> None:
+    async with Owning(one_partition(stack.bootstrap, topic_prefix, clock="wall")) as owning:
+        owning.own()
+        await owning.send(80)
+        await owning.settle()
+        await asyncio.sleep(1.5)
+        published = len(await owning.scores())
+        assert published == 40
+        owning.now_ms = START_MS + 90 * DAY_MS
+        await owning.until_swept(published + 40)
+        said = [json.loads(r.value or b"") for r in (await owning.scores())[published:]]
+        assert {d["cause"]["type"] for d in said} == {"silence"}
+        assert {d["as_of"][:10] for d in said} == {"2024-02-12"}
+        assert await owning.audit() == CLEAN
+        assert owning.owner is not None and owning.owner.watermark is not None
+        assert owning.owner.watermark.positions == (80,)
+
+
+async def test_silence_is_told_by_the_logs_clock_where_history_is_played_in(
+    owning: Owning,
+) -> None:
+    owning.own()
+    await owning.send(80)
+    await owning.settle()
+    owning.now_ms = START_MS + 90 * DAY_MS  # the wall's clock means nothing here
+    await asyncio.sleep(2.5)
+    assert len(await owning.scores()) == 40
+
+
+async def test_a_source_at_its_end_for_long_and_far_behind_is_left_out_of_the_frontier(
+    stack: Stack, topic_prefix: str
+) -> None:
+    settings = three_sources(stack, topic_prefix, idle_after_s=0.5)
+    async with Owning(settings) as owning:
+        owner = owning.own()
+
+        async def browse(n: int, time_ms: int, source: int = 0) -> None:
+            event = {"event_id": f"b{source}.{n}", "user_id": "ada", "event_time": time_ms}
+            if source == 1:
+                event["amount"] = "1"
+            topic = settings.kafka.sources[source]
+            await owning.producer.send_and_wait(
+                topic, json.dumps(event).encode(), key=b"ada", partition=0
+            )
+            await owning.show_end()
+
+        await browse(0, START_MS)
+        await browse(0, START_MS + 1000, source=1)
+        await owning.settle()
+        assert owner.watermark is not None
+        assert owner.watermark.idle[:2] == (False, False)
+        await asyncio.sleep(0.8)
+        await browse(1, START_MS + 3 * DAY_MS)
+        await owning.settle()
+        await asyncio.sleep(0.8)
+        await browse(2, START_MS + 3 * DAY_MS + 1)
+        await owning.settle()
+        # The purchases stand three days behind, interactions never had a record.
+        assert owner.watermark.idle == (False, True, True)
+        await browse(1, START_MS + 3 * DAY_MS, source=1)
+        await owning.settle()
+        assert owner.watermark.idle == (False, False, True)
+
+
+async def test_positions_over_aborted_records_alone_are_committed_too(owning: Owning) -> None:
+    owner = owning.own()
+    await owning.send(10)
+    await owning.settle()
+    producer = AIOKafkaProducer(
+        bootstrap_servers=owning.settings.kafka.bootstrap,
+        transactional_id=f"{owning.settings.kafka.app}-up",
+    )
+    await producer.start()
+    await producer.begin_transaction()
+    await producer.send(owning.settings.kafka.sources[0], b"never", partition=0)
+    await producer.abort_transaction()
+    await producer.stop()
+    await owning.show_end()
+    await owning.settle()
+    assert owner.watermark is not None and owner.watermark.positions == (12,)
+    assert owner.lag == 0
+
+
+async def test_settings_that_change_the_fold_halt_before_anything_is_written(
+    owning: Owning,
+) -> None:
+    owning.own()
+    await owning.send(10)
+    await owning.settle()
+    assert owning.owner is not None
+    await owning.owner.close(drain=True)
+    before = owning.owner
+    features = FeatureSettings(half_lives_days=(1.0, 2.0, 3.0))
+    owning.settings = owning.settings.model_copy(update={"features": features})
+    owning.pipelines.clear()
+    owner = owning.own()
+    assert owner is not before
+    await owning.until(lambda: bool(owner.halted))
+    assert "other settings" in owner.halted
+    assert (await owning.store.load(0, [])).watermark is not None
+
+
+async def test_keys_of_another_partitioner_halt_with_the_name_of_the_setting(
+    stack: Stack, topic_prefix: str
+) -> None:
+    kafka = KafkaSettings(
+        bootstrap=stack.bootstrap,
+        app=f"{topic_prefix}app",
+        mixed=f"{topic_prefix}events",
+        scores=f"{topic_prefix}scores",
+        dlq=f"{topic_prefix}dlq",
+        partitions=4,
+    )
+    settings = Settings(kafka=kafka, worker=WorkerSettings(clock="log"))
+    async with Owning(settings) as owning:
+        # All users into partition 0, as only another partitioner would send them.
+        await owning.send(1200, users=400)
+        owner = owning.own()
+        await owning.until(lambda: bool(owner.halted))
+        assert "LIVEVALUE_KAFKA__PARTITIONER" in owner.halted
+        assert (await owning.store.load(0, [])).watermark is None
