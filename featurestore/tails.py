@@ -122,7 +122,6 @@ class Tails:
         """Fold for good what nothing can change any more, and what the cap forces."""
         # Behind the user's own edge an event was overtaken, and is folded where it is.
         behind = self.time_ms < self.settled["last_ms"][self.owner]
-        self.reset[self.owner[behind]] = True
         done = behind | (self.time_ms < frontier_ms(clocks, settings.lateness_ms))
         self.number = np.bincount(self.owner[done], minlength=len(self.rows))
         long = np.flatnonzero(self.total - self.number > settings.tail_cap)
@@ -148,7 +147,8 @@ class Tails:
 
     def renew_head(self, settings: FoldSettings) -> Steps:
         """Step the head by what is new, or fold it again; whichever is right and shorter."""
-        # Out of order: an event of the tail stands behind a new one.
+        # Out of order: an event of the tail stands behind a new one. So does every event behind
+        # the user's edge, unless nothing of the tail is left, and then the head is folded again.
         new, after = self.new, np.minimum(self.new + 1, len(self.order) - 1)
         overtaken = (self.order[after] < self.old) & (self.owner[after] == self.owner[new])
         self.reset[self.owner[new[overtaken]]] = True

@@ -210,6 +210,9 @@ class Folder:
                 self.blobs[user] = written[u]
             else:
                 assert written[u] == kept[u], "an untouched user's state has changed"
+        alone = folded.touched & (folded.cause >= 0) & ~folded.states.has_tail()
+        assert folded.head_reset[alone].all(), "without a tail, the head's carry is the settled one"
+        assert not np.isin(folded.head_steps.rows, np.flatnonzero(alone)).any()
         for i in range(batch.size):
             key = int(batch.events["source"][i]), int(batch.offset[i])
             self.outcomes[key] = int(folded.outcome[i])

@@ -248,6 +248,14 @@ def test_erased_user_starts_afresh_and_older_records_are_dropped_whenever_they_c
     assert history(play.states)["spent_micro"].tolist() == [11]
 
 
+def test_erasure_at_the_very_moment_of_a_record_forgets_it() -> None:
+    play = Play()
+    play.say(event(2, 1, value=5))
+    assert play.erase(2) == [0]
+    assert play.events == 0
+    assert len(play.states.ring.values) == 0
+
+
 def test_erasure_keeps_what_was_produced_after_it() -> None:
     play = Play()
     play.say(event(1, 1, value=5), event(3, 2, value=7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import hypothesis
 import numpy as np
@@ -19,6 +20,7 @@ from featurestore.state import States, blank
 from featurestore.twin import Twin
 from featurestore.vector import TOKENS, encode
 from tests.featurestore.logs import (
+    HOUR_MS,
     START_MS,
     Log,
     Record,
@@ -146,6 +148,21 @@ def test_decayed_counts_fall_in_silence_and_recencies_rise() -> None:
         assert (np.diff(got[:, :, column], axis=1) <= 0).all()
     for column in rises:
         assert (np.diff(got[:, :, column], axis=1) > 0).all()
+
+
+def test_window_passes_evenly_through_the_bucket_in_which_it_begins() -> None:
+    begin = START_MS - START_MS % (7 * DAY_MS)
+    hours = [begin + i * HOUR_MS for i in range(168)]
+    events = [
+        replace(draw_event(random.Random(i), begin, 0), time_ms=hour, record_ms=hour, id_lo=i)
+        for i, hour in enumerate(hours)
+    ]
+    told = [Record(0, i, "ada", e.time_ms, e) for i, e in enumerate(events)]
+    states = play(told, [1000], settings(1)).states()
+    for share in (0.25, 0.5, 0.75):
+        as_of = np.array([begin + int((30 + 7 * share) * DAY_MS)])
+        got = dict(zip(NAMES, encode(states, as_of, None, SETTINGS)[0].tolist(), strict=True))
+        assert math.expm1(got["events_30d"]) == pytest.approx(168 * (1 - share), rel=1e-3)
 
 
 def test_table_says_something_of_every_column_once() -> None:
