@@ -10,13 +10,17 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
+from featurestore.clock import Clocks  # noqa: E402
 from featurestore.columns import STEPS  # noqa: E402
 from featurestore.features import FEATURES  # noqa: E402
+from featurestore.fold import FoldSettings, fold  # noqa: E402
 from featurestore.settings import FeatureSettings  # noqa: E402
+from featurestore.state import States  # noqa: E402
 from featurestore.vector import encode  # noqa: E402
 from scoring import metrics, training  # noqa: E402
 from scoring.errors import TooLittleData  # noqa: E402
 from scoring.examples import Examples, build  # noqa: E402
+from scoring.generation import Generation  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings  # noqa: E402
 from scoring.training import TrainingSettings, carry_rows, generation, held_out, newest  # noqa: E402
@@ -93,8 +97,8 @@ def test_a_log_without_enough_orders_is_refused(examples: Examples) -> None:
         training.train(few, QUICK)
 
 
-@pytest.mark.slow
-def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(data_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def cdnow_generation(data_dir: Path) -> Generation:
     # protocol T: cut-off at the end of week 39, 13 weeks ahead, training labels end by then
     horizons = tuple(days * 86_400 for days in (7, 30, 91))
     user, time_ms, micro = cdnow(data_dir)
@@ -111,12 +115,25 @@ def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(data_dir: Path) -> 
         lateness_ms=-86_400_000,  # orders carry days: the last one known, 272, is over by the cut
     )
     assert past.mask.all()
+    trained = training.train(past, TrainingSettings(epochs=6))
+    return generation(trained, past, calibrate_on=newest(past, 3))
+
+
+@pytest.mark.slow
+def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(
+    cdnow_generation: Generation, data_dir: Path
+) -> None:
+    made = cdnow_generation
     test = build(
-        batches(user, time_ms, micro), settings, ["s0"], horizons, cut, START_MS, lateness_ms=0
+        batches(*cdnow(data_dir)),
+        FeatureSettings(lateness=timedelta(0)),
+        ["s0"],
+        made.manifest.horizons_s,
+        cutoff_days([273]),
+        START_MS,
+        lateness_ms=0,
     )
     assert len(test) == 23_570
-    trained = training.train(past, TrainingSettings(epochs=6))
-    made = generation(trained, past, calibrate_on=newest(past, 3))
     said = made.model.predict(carry_rows(made, test), test.features[:, None])
     value, expected = test.value[:, 2], said.expected[:, 0, 2].astype(np.float64)
     assert metrics.ngini(value, expected) > 0.68
@@ -158,3 +175,32 @@ def test_a_topic_that_the_model_never_saw_moves_no_value(examples: Examples) -> 
         np.testing.assert_allclose(a.expected, b.expected, rtol=1e-3)
     assert moved.sum() > 20
     assert not [f.name for f, m in zip(FEATURES, moved & ~constant, strict=True) if m]
+
+
+@pytest.mark.slow
+def test_on_cdnow_the_silence_curve_says_what_the_model_would(
+    cdnow_generation: Generation, data_dir: Path
+) -> None:
+    model = ModelSettings(horizons_days=(7, 30, 91), headline="d91")
+    scorer = Scorer(cdnow_generation, model, FeatureSettings())
+    user, time_ms, micro = cdnow(data_dir)
+    known = (time_ms < cutoff_days([200])[0]) & (user % 8 == 0)
+    (_, batch), *more = batches(user[known], time_ms[known], micro[known], size=10**6)
+    assert not more
+    fold_settings = FoldSettings.of(FeatureSettings(), ["s0"])
+    folded = fold(States.empty(batch.users), batch, Clocks.start(1), fold_settings)
+    zero = scorer.start(len(batch.users))
+    _, head = scorer.advance(folded, zero, zero)
+    as_of = folded.states.head["last_ms"]
+    first = scorer.rescore(folded.states, head, as_of)
+    # a silent day of each user between his last order and the next, or the log's end
+    r = np.random.default_rng(0)
+    end = np.full(len(batch.users), cutoff_days([545])[0])
+    for n, name in enumerate(batch.users):
+        own = time_ms[user == int(name[1:])]
+        end[n] = min(own[own > as_of[n]], default=end[n])
+    when = as_of + (r.random(len(end)) * (end - as_of)).astype(np.int64)
+    read = scorer.previous_at(scorer.last(1, as_of, first), when)
+    asked = scorer.rescore(folded.states, head, when).expected[:, 0]
+    off = np.abs(read - asked) / first.expected[:, 0]
+    assert np.quantile(off, 0.95, axis=0).max() <= 0.03
