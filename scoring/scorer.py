@@ -193,7 +193,8 @@ class Scorer:
             found[rows] = True
         if not found.all():
             raise CarryError(
-                "a carry in the store is not of this version or generation: run the worker with"
-                " the generation that the store's fingerprint names, or build the store anew"
+                "a carry in the store is not of this version, generation or knots of silence: run"
+                " the worker with the generation and LIVEVALUE_MODEL__SILENCE_DAYS that the store"
+                " was folded with, or build the store anew"
             )
         return settled, head, last

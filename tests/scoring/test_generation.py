@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from featurestore.backends.memory import MemoryStore
 from scoring.errors import GenerationError, RegistryError, UnknownFamily
 from scoring.generation import MANIFEST, Generation, Manifest, build, dump, load
 from scoring.registry import Registry
@@ -105,6 +106,14 @@ async def test_a_registry_at_a_url_serves_what_another_process_published() -> No
     await Registry.at("memory://shared-models").publish(made)
     got = await Registry.at("memory://shared-models").get(made.id)
     assert dump(got) == dump(made)
+
+
+async def test_a_store_is_a_registry_too() -> None:
+    registry, made = Registry(MemoryStore()), tiny()
+    await registry.publish(made)
+    await registry.promote(made.id)
+    assert await registry.champion() == made.id
+    assert dump(await registry.get(made.short)) == dump(made)
 
 
 async def test_what_is_not_published_cannot_be_promoted(tmp_path: Path) -> None:
