@@ -8,6 +8,7 @@ FeatureStoreError                 root: `except FeatureStoreError` catches all o
 │   ├── StoreFull                 Redis refuses writes for want of memory
 │   ├── StoreVersionError         server or function library is too old, or of a later schema
 │   ├── StoreMismatch             the store was folded with other settings: names the setting
+│   ├── StoreHalfDone             a drop or wipe was broken off: run the same command again
 │   └── StoreLost                 a store that had data has none: says which recovery to run
 ├── StateFormatError              bytes are not a state, or are of an unknown version
 └── UnknownPartitionerError       a partitioner's name that nobody implements (ValueError too)
@@ -48,6 +49,10 @@ class StoreMismatch(StoreError):
 
 class StoreLost(StoreError):
     """Something was published, yet the store holds nothing: the message says what to run."""
+
+
+class StoreHalfDone(StoreError):
+    """A store was dropped or wiped halfway; the message names the command that finishes it."""
 
 
 class StateFormatError(FeatureStoreError):

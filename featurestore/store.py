@@ -201,6 +201,28 @@ class FeatureStore(Protocol):
         """Delete this store's keys of the partition; refused for the active one. -> keys."""
         ...
 
+    async def reset(
+        self,
+        partition: int,
+        token: str,
+        watermark: Watermark,
+        *,
+        wipe: bool,
+        published: Identity | None = None,
+    ) -> CommitOutcome:
+        """Write `watermark` by force, in recovery: OK, or FENCED where `token` is not ours.
+
+        The store becomes the active one and an announcement is taken back. The outbox then
+        holds one entry, of nobody and under `published`, so that a claim finds what was published
+        last; None leaves it empty, which an owner takes for a roll-back. seq is raised to what the
+        partition has committed before; the watermark's own `published` is `published`.
+
+        wipe: this store's states and the partition's documents and ranking go first. Broken off
+        in between, the store is refused to all (StoreHalfDone) until a wipe has ended; a wipe of
+        such a store takes any token.
+        """
+        ...
+
     async def document(self, partition: int, user: str) -> bytes | None: ...
     async def documents(self, partition: int, users: Sequence[str]) -> list[bytes | None]: ...
     async def top(self, partition: int, n: int) -> list[tuple[str, float]]: ...

@@ -83,7 +83,11 @@ async def check_log(
         )
     if watermark is None:
         return
-    needed = published.positions if published else watermark.positions
+    # After a roll-back of Redis the log must reach what was published. A publication that the store
+    # knows of asks for no more than the store does: a recovery may have set its positions back.
+    needed = watermark.positions
+    if published is not None and published.identity != watermark.published:
+        needed = published.positions
     for source, tp in enumerate(tps):
         position, held = watermark.positions[source], bounds[source]
         where = f"{tp.topic}/{tp.partition}"

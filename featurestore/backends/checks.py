@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, StoreHalfDone
 from featurestore.store import Commit, StoreInfo, Watermark
 
 
@@ -81,4 +81,17 @@ def drops_active(store: str, partition: int) -> str:
     return (
         f"store {store!r} serves readers of partition {partition}: flip to another store first "
         "(`livevalue stores flip`)"
+    )
+
+
+def half_done(how: str, name: str = "") -> StoreHalfDone:
+    """Of a store whose watermark is marked as being dropped, `how` by the mark."""
+    which = f"store {name!r}" if name else "this store"
+    if how == "wipe":
+        return StoreHalfDone(
+            f"{which} was wiped halfway: run `livevalue recover wipe` again to finish it"
+        )
+    return StoreHalfDone(
+        f"{which} was dropped halfway: run `livevalue stores drop {name or 'NAME'}` again to "
+        "finish it"
     )

@@ -237,6 +237,28 @@ class MemoryStore:
         fold = shared.folds.pop(self.name, _Fold())
         return len(fold.states) + bool(fold.due) + bool(fold.token or fold.watermark)
 
+    async def reset(
+        self,
+        partition: int,
+        token: str,
+        watermark: Watermark,
+        *,
+        wipe: bool,
+        published: Identity | None = None,
+    ) -> CommitOutcome:
+        shared, fold = self.backing.partition(partition), self._fold(partition)
+        if not fold.token or fold.token != token:
+            return CommitOutcome.FENCED
+        if wipe:
+            for place in (fold.states, fold.due, shared.documents, shared.ranks):
+                place.clear()
+        seq = max(watermark.identity.seq, shared.seq)
+        identity = replace(watermark.identity, seq=seq)
+        fold.watermark = replace(watermark, identity=identity, published=published)
+        shared.seq, shared.active, shared.next = seq, self.name, None
+        shared.outbox = [OutboxEntry(published, ())] if published else []
+        return CommitOutcome.OK
+
     async def document(self, partition: int, user: str) -> bytes | None:
         return self.backing.partition(partition).documents.get(user)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import msgspec
 
+from featurestore.backends.checks import half_done
 from featurestore.errors import StoreError
 from featurestore.store import Identity, Letter, Meta, OutboxEntry, Watermark
 
@@ -96,9 +97,7 @@ def watermark_of(flat: Sequence[bytes]) -> tuple[str, Watermark | None]:
     """Token and watermark from the names and values of a hash; None before a first commit."""
     held = dict(zip(flat[::2], flat[1::2], strict=True))
     if b"dropping" in held:
-        raise StoreError(
-            "this store was dropped halfway: run `livevalue stores drop` again to finish it"
-        )
+        raise half_done(held[b"dropping"].decode())
     token = held.get(b"token", b"").decode()
     if b"positions" not in held:
         return token, None

@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import cache
 from math import nan
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from featurestore.backends.checks import builds_active, check, drops_active, infos
+from featurestore.backends.checks import builds_active, check, drops_active, half_done, infos
 from featurestore.backends.link import ErrorReply, Links
 from featurestore.backends.packing import (
     entry,
@@ -143,13 +144,10 @@ class RedisStore:
                 return StoreError(drops_active(self.name, partition))
             return StoreError(builds_active(self.name))
         if text.startswith("LVDROPPING"):
-            return StoreError(
-                f"store {self.name!r} was dropped halfway in partition {partition}: run "
-                f"`livevalue stores drop {self.name}` again to finish it"
-            )
+            return half_done(text.split()[1], self.name)
         if text.startswith("LVDROPPED"):
             return StoreError(
-                f"store {self.name!r} was dropped by somebody else at the same time: look with "
+                f"store {self.name!r} was dropped or wiped by somebody else just now: look with "
                 "`livevalue stores ls`"
             )
         return failure(text, self._links.where)
@@ -263,16 +261,48 @@ class RedisStore:
         ]
         name = self.name.encode()
         gone = int(await self._fcall(partition, "drop", keys, [name, b"begin"]))
-        cursor = b"0"
-        while True:
-            cursor, found = await self._scan(partition, cursor, _PAGE)
-            if found:
-                page = [*keys, *found]
-                gone += int(await self._fcall(partition, "drop", page, [name, b"page"]))
-            if cursor == b"0":
-                break
+        async for found in self._pages(partition, self._own(partition, "s:")):
+            page = [*keys, *found]
+            gone += int(await self._fcall(partition, "drop", page, [name, b"page"]))
         await self._fcall(partition, "drop", keys, [name, b"end"])
         return gone
+
+    async def reset(
+        self,
+        partition: int,
+        token: str,
+        watermark: Watermark,
+        *,
+        wipe: bool,
+        published: Identity | None = None,
+    ) -> CommitOutcome:
+        keys = [
+            self._own(partition, "wm"),
+            self._own(partition, "due"),
+            *(self._of(partition, what) for what in ("active", "seq", "out", "top", "stores")),
+            self._of(partition, "next"),
+        ]
+        head = [token.encode(), self.name.encode()]
+        mark = fields(replace(watermark, published=published))
+        at = mark.index(b"seq")  # the function writes it
+        told = [b"%d" % watermark.identity.seq, packed_identity(published)]
+        told += mark[:at] + mark[at + 2 :]
+
+        async def step(what: bytes, more: Sequence[bytes] = ()) -> CommitOutcome:
+            reply = await self._fcall(partition, "reset", [*keys, *more], [*head, what, *told])
+            return CommitOutcome(reply.decode())
+
+        if not wipe:
+            return await step(b"keep")
+        outcome = await step(b"begin")
+        for start in (self._own(partition, "s:"), self._of(partition, "v:")):
+            if outcome != CommitOutcome.OK:
+                return outcome
+            async for found in self._pages(partition, start):
+                outcome = await step(b"page", found)
+                if outcome != CommitOutcome.OK:
+                    return outcome
+        return await step(b"end")
 
     async def due(self, partition: int, now_ms: int, limit: int) -> list[str]:
         key, until = self._own(partition, "due"), b"%d" % now_ms
@@ -284,17 +314,28 @@ class RedisStore:
         head = len(self._own(partition, "s:"))
         at, users = cursor.encode() or b"0", dict[str, None]()
         while True:
-            at, found = await self._scan(partition, at, max(limit, 1))
+            at, found = await self._scan(partition, self._own(partition, "s:"), at, max(limit, 1))
             users.update((key[head:].decode(), None) for key in found)
             if at == b"0" or len(users) >= limit:
                 return list(users), "" if at == b"0" else at.decode()
 
-    async def _scan(self, partition: int, cursor: bytes, count: int) -> tuple[bytes, list[bytes]]:
-        """One SCAN over this store's states."""
-        pattern = _literal(self._own(partition, "s:")) + b"*"
-        options = [b"MATCH", pattern, b"COUNT", b"%d" % count]
+    async def _scan(
+        self, partition: int, start: bytes, cursor: bytes, count: int
+    ) -> tuple[bytes, list[bytes]]:
+        """One SCAN over the keys that begin with `start`."""
+        options = [b"MATCH", _literal(start) + b"*", b"COUNT", b"%d" % count]
         at, found = await self._one(partition, b"SCAN", cursor, *options)
         return at, found
+
+    async def _pages(self, partition: int, start: bytes) -> AsyncIterator[list[bytes]]:
+        """All keys that begin with `start`, in pages that hold at least one."""
+        cursor = b"0"
+        while True:
+            cursor, found = await self._scan(partition, start, cursor, _PAGE)
+            if found:
+                yield found
+            if cursor == b"0":
+                return
 
     async def active(self, partition: int) -> str | None:
         return _text(await self._one(partition, b"GET", self._of(partition, "active")))

@@ -11,6 +11,7 @@
 -- (1,800 users, 2.5 kB of state and 2 kB of document, Valkey 9.1).
 
 local CHUNK = 500
+local NOBODY = '\146\144\144' -- msgpack [[], []]: of an outbox entry without users and letters
 
 -- Error reply where a key holds another type than we shall use, nil where all is well.
 local function mistyped(pairs_)
@@ -38,7 +39,8 @@ end
 local function claim(keys, argv)
   local wrong = mistyped({keys[1], 'hash', keys[2], 'string', keys[3], 'list'})
   if wrong then return wrong end
-  if redis.call('HEXISTS', keys[1], 'dropping') == 1 then return redis.error_reply('LVDROPPING refused') end
+  local dropping = redis.call('HGET', keys[1], 'dropping')
+  if dropping then return redis.error_reply('LVDROPPING ' .. dropping) end
   local active = redis.call('GET', keys[2])
   local entries, found = {}, {}
   -- The outbox belongs to the active store's writer: nobody else publishes from it.
@@ -103,7 +105,7 @@ local function commit(keys, argv)
   local publishes = argv[3] == '1'
   local mark = redis.call('HMGET', keys[1], 'token', 'positions', 'seq', 'writer', 'log', 'published', 'dropping')
   local active = redis.call('GET', keys[3])
-  if mark[7] then return redis.error_reply('LVDROPPING refused') end
+  if mark[7] then return redis.error_reply('LVDROPPING ' .. mark[7]) end
   if mark[1] ~= argv[1] then return 'FENCED' end
   -- Flipped away under its writer: who publishes is now the other store's writer.
   if publishes and active and active ~= argv[2] then return 'FENCED' end
@@ -233,6 +235,45 @@ local function drop(keys, argv)
   return gone
 end
 
+-- keys: watermark, due, active, seq, outbox, ranking, stores, next, then keys of states and
+-- documents. argv: 1 token, 2 store, 3 'keep' | 'begin' | 'page' | 'end', 4 seq, 5 published
+-- identity as "seq:writer" or '', then names and values of the watermark's fields but seq.
+-- 'keep' is one step; a wipe is begin, pages, end, and a store half wiped is marked, so that
+-- nobody takes the rest of it for a fold. -> 'OK' | 'FENCED'.
+local function reset(keys, argv)
+  local wrong = mistyped({keys[1], 'hash', keys[2], 'zset', keys[3], 'string', keys[4], 'string',
+    keys[5], 'list', keys[6], 'zset', keys[7], 'set', keys[8], 'string'})
+  if wrong then return wrong end
+  local step, seq = argv[3], tonumber(argv[4])
+  if not seq or #argv % 2 == 0 then return redis.error_reply('LVINVALID arguments') end
+  local mark = redis.call('HMGET', keys[1], 'token', 'dropping')
+  -- Nobody can claim a store that was left half wiped: whoever wipes it again takes it over.
+  if step == 'begin' and mark[2] then mark[1] = argv[1] end
+  if mark[1] ~= argv[1] then return 'FENCED' end
+  if step == 'begin' then
+    redis.call('UNLINK', keys[1], keys[2], keys[5], keys[6], keys[8])
+    redis.call('HSET', keys[1], 'token', argv[1], 'dropping', 'wipe')
+    return 'OK'
+  end
+  if step == 'page' then
+    if not mark[2] then return redis.error_reply('LVDROPPED refused') end
+    for i = 9, #keys do redis.call('UNLINK', keys[i]) end
+    return 'OK'
+  end
+  if (step == 'end') ~= (mark[2] == 'wipe') then return redis.error_reply('LVDROPPED refused') end
+  -- seq never goes back, or a (user, revision) could come twice.
+  seq = math.max(seq, tonumber(redis.call('GET', keys[4]) or '0') or 0)
+  redis.call('HDEL', keys[1], 'dropping')
+  redis.call('HSET', keys[1], 'seq', string.format('%d', seq), unpack(argv, 6))
+  redis.call('SET', keys[4], string.format('%d', seq))
+  redis.call('SET', keys[3], argv[2])
+  redis.call('SADD', keys[7], argv[2])
+  redis.call('UNLINK', keys[5], keys[8])
+  -- An entry without users: a claim finds the published identity, and nothing after it.
+  if argv[5] ~= '' then redis.call('RPUSH', keys[5], argv[5] .. '\0' .. NOBODY) end
+  return 'OK'
+end
+
 redis.register_function('livevalue_commit_VERSION', commit)
 -- The same step for a batch that only erases: forgetting somebody needs no free memory.
 redis.register_function{function_name = 'livevalue_erase_VERSION', callback = commit, flags = {'allow-oom'}}
@@ -240,3 +281,4 @@ redis.register_function{function_name = 'livevalue_claim_VERSION', callback = cl
 redis.register_function{function_name = 'livevalue_trim_VERSION', callback = trim, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevalue_flip_VERSION', callback = flip, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevalue_drop_VERSION', callback = drop, flags = {'allow-oom'}}
+redis.register_function{function_name = 'livevalue_reset_VERSION', callback = reset, flags = {'allow-oom'}}

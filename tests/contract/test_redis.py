@@ -12,7 +12,13 @@ import redis
 from pydantic import SecretStr
 
 from featurestore.backends.redis import RedisStore, library
-from featurestore.errors import StoreAuthError, StoreError, StoreUnavailable, StoreVersionError
+from featurestore.errors import (
+    StoreAuthError,
+    StoreError,
+    StoreHalfDone,
+    StoreUnavailable,
+    StoreVersionError,
+)
 from featurestore.settings import StoreSettings
 from featurestore.store import Commit, CommitOutcome, Identity, Write
 from tests.contract.conftest import Start
@@ -448,3 +454,20 @@ async def test_published_identity_survives_any_writers_name(in_redis: InRedis) -
     assert held.published == strange
     step = Commit(claim.token, held, mark(2, claim.token, published=held.published))
     assert await store.commit(0, step) == CommitOutcome.OK
+
+
+async def test_a_wipe_that_was_broken_off_is_refused_to_all_until_it_is_done_again(
+    in_redis: InRedis,
+) -> None:
+    store = in_redis.open()
+    claim = await store.claim(0)
+    await commit(store, claim, None, write("ada"))
+    in_redis.raw.hset(f"{in_redis.prefix}:main:{{0}}:wm", "dropping", "wipe")
+    for refused in (store.claim(0), store.load(0, []), store.load(0, ["ada"])):
+        with pytest.raises(StoreHalfDone, match="recover wipe"):
+            await refused
+    wanted = mark(2, "another", (0, 0, 0))
+    # Nobody can claim it any more, so a wipe brings its own token.
+    assert await store.reset(0, "another", wanted, wipe=True) == CommitOutcome.OK
+    assert (await store.load(0, ["ada"])).watermark == wanted
+    assert (await store.load(0, ["ada"])).states == [None]
