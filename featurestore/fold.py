@@ -12,6 +12,11 @@ Erasures come first, whatever their place among the batch's events: an event is 
 record timestamp is not after the user's marker. Events settled already cannot be taken out one
 by one: the settled side is wiped if any of them came before the marker.
 
+Beyond the tail cap, and where an idle source comes back, batch boundaries may show in gaps,
+sessions and the carry, and in the order of float sums; identities, counts, money, first and last
+times, decayed sums and buckets stay what they are. Only where the remembered ids are full too
+may an event be parked that was new.
+
 Users without an event applied or an erasure are left untouched, bit by bit: what lies before
 the frontier may stay in a tail, since settling changes no result.
 
