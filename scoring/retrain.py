@@ -135,8 +135,6 @@ async def retrain(
     await registry.publish(made)
     if passed and promote:
         await registry.promote(made.id)
-    elif passed:
-        reason += "; not promoted, as asked"
     return RetrainReport(made.id, report, passed and promote, reason, passed)
 
 
