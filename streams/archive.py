@@ -194,6 +194,18 @@ def is_archive(path: Path) -> bool:
     return (path / _MANIFEST).is_file()
 
 
+def archive_ids(folder: Path) -> dict[str, str]:
+    """Identities of the topics that an archive is of, by name."""
+    found: dict[str, str] = json.loads((folder / _MANIFEST).read_text())["topic_ids"]
+    return found
+
+
+def archive_bounds(folder: Path, topic: str, partition: int) -> tuple[int, int] | None:
+    """First position that an archive holds of a source partition, and the one after its last."""
+    parts = _parts(folder / topic / str(partition))
+    return (parts[0].before, parts[-1].after) if parts else None
+
+
 def archive_records(folder: Path, topic: str, partition: int) -> Iterator[tuple[_Part, Record]]:
     """Records of one source partition in log order, each with the file it stands in."""
     for part in _parts(folder / topic / str(partition)):
@@ -240,9 +252,7 @@ async def archive_steps(
                 partition,
                 merge([decoded]),
                 decoded.rejected,
-                Positions(
-                    tuple(position), ("",) * len(sources), "", (False,) * len(sources)
-                ),
+                Positions(tuple(position), ("",) * len(sources), "", (False,) * len(sources)),
             )
 
 

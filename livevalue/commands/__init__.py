@@ -18,6 +18,8 @@ HOME = {
     "run": "run",
     "dlq": "letters",
     "erase": "letters",
+    "recover": "recover",
+    "explain": "explain",
     "replay": "log",
     "digest": "log",
     "verify": "log",

@@ -31,9 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def retrain(
     src: Src,
-    every: Annotated[
-        str, typer.Option(metavar="24h", help="Again and again until stopped.")
-    ] = "",
+    every: Annotated[str, typer.Option(metavar="24h", help="Again and again until stopped.")] = "",
     publish_only: Annotated[
         bool, typer.Option("--publish-only", help="Publish it; do not let it serve.")
     ] = False,

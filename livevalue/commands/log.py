@@ -109,9 +109,7 @@ def verify(
 
 def archive(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER")] = Path("archive"),
-    every: Annotated[
-        str, typer.Option(metavar="1h", help="Again and again until stopped.")
-    ] = "",
+    every: Annotated[str, typer.Option(metavar="1h", help="Again and again until stopped.")] = "",
     json: Json = None,
 ) -> None:
     """Copy what the topics hold beyond the archive's end to Parquet, exact by offsets.

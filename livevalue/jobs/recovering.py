@@ -1,0 +1,419 @@
+"""recover: what an operator decides where a worker halts rather than guess.
+
+adopt keeps the store and follows the log as it is now; wipe begins anew at the log's start; rebuild
+folds archive and log into a store aside and lets it serve. Each is a plan, partition by
+partition, that can be read first (`--dry-run`).
+
+The order is the worker's own: claim the store (its writer is fenced), start the partition's
+transactional producer (a zombie cannot publish any more), read what was published last, then
+one forced step of the store (`FeatureStore.reset`). What was published stays known by one outbox
+entry of nobody, so that seq goes on above it. Without that entry the worker sees a Redis rolled
+back: it publishes nothing until it is where publishing had come, and then each user once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from aiokafka import TopicPartition
+
+from featurestore.columns import NO_TIME
+from featurestore.errors import StoreHalfDone
+from featurestore.store import CommitOutcome, FeatureStore, Identity, Watermark
+from livevalue.output import Refused
+from streams import sweep, topics
+from streams.app import log_id
+from streams.emit import Published
+from streams.gap import Bounds, LogReader
+from streams.logid import record_mark
+from streams.metrics import Metrics
+from streams.pipeline import fingerprint
+from streams.publish import Pacer, Publisher
+from streams.replay import Progress
+from streams.settings import Settings
+from streams.stores import Stores
+
+Action = Literal["adopt", "wipe", "rebuild"]
+
+_TRIES = 5  # a worker that halts again and again claims again and again
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is of one partition."""
+
+    watermark: Watermark | None
+    half_wiped: bool
+    published: Published | None
+    bounds: tuple[Bounds, ...]  # of each source
+    scores: Bounds
+    log_id: str
+    rewritten: tuple[bool, ...]  # the record before the position is not the one that was folded
+
+    @property
+    def seq(self) -> int:
+        """The highest number of a commit that is known."""
+        held = self.watermark.identity.seq if self.watermark else 0
+        return max(held, self.published.identity.seq if self.published else 0)
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing was ever folded or published: a first start needs no recovery."""
+        begun = self.watermark or self.published or self.half_wiped or self.scores.end
+        return not begun and not any(b.start for b in self.bounds)
+
+    def reachable(self, position: Sequence[int]) -> Identity | None:
+        """The published identity, if a fold from `position` should publish as it goes.
+
+        None where what was published lies ahead in this very log: then the fold is to reach it
+        in silence, as after a roll-back of Redis.
+        """
+        said = self.published
+        if said is None:
+            return None
+        ahead = any(p < to for p, to in zip(position, said.positions, strict=True))
+        there = all(to <= b.end for to, b in zip(said.positions, self.bounds, strict=True))
+        return None if said.log_id == self.log_id and ahead and there else said.identity
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is done with one partition. watermark None: nothing."""
+
+    partition: int
+    watermark: Watermark | None = None
+    published: Identity | None = None
+    before: tuple[int, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self, store: str) -> dict[str, Any]:
+        """One row of `plan`."""
+        mark = self.watermark
+        return {
+            "partition": self.partition,
+            "store": store,
+            "changes": mark is not None,
+            "from": None if self.before is None else list(self.before),
+            "to": None if mark is None else list(mark.positions),
+            "seq": None if mark is None else mark.identity.seq,
+            "notes": self.notes,
+        }
+
+
+def adopt(settings: Settings, partition: int, found: Found) -> Plan:
+    """Keep the store; where a topic was made again or cut, go on where it is now."""
+    mark, names = found.watermark, settings.kafka.sources
+    plan = Plan(partition, before=mark.positions if mark else None)
+    if mark is None:
+        if not found.untouched:
+            raise Refused(
+                f"the store holds nothing of partition {partition}, so there is nothing to keep: "
+                "`livevalue recover rebuild --dry-run` or `livevalue recover wipe --dry-run`"
+            )
+        plan.notes.append("nothing was folded yet, nothing to do")
+        return plan
+    known = mark.log_id.split(",") if mark.log_id else [""] * len(names)
+    positions, marks = list(mark.positions), list(mark.marks or ("",) * len(names))
+    for s, (name, held, id_) in enumerate(
+        zip(names, found.bounds, found.log_id.split(","), strict=True)
+    ):
+        if known[s] not in ("", id_):
+            positions[s], marks[s] = held.start, ""
+            plan.notes.append(f"{name} was made again: read from its start, {held.start}")
+        elif positions[s] < held.start and not (mark.base and positions[s] == 0):
+            lost = held.start - positions[s]
+            positions[s], marks[s] = held.start, ""
+            plan.notes.append(f"{name} has lost {lost} positions that were never folded: skipped")
+        elif positions[s] > held.end:
+            positions[s], marks[s] = held.end, ""
+            plan.notes.append(f"{name} was cut: goes on at its end, {held.end}")
+        elif found.rewritten[s]:
+            marks[s] = ""
+            plan.notes.append(f"{name} was rewritten: goes on at {positions[s]} all the same")
+    if not plan.notes:
+        plan.notes.append("the log is the one that was folded, nothing to do")
+        return plan
+    plan.watermark = replace(
+        mark,
+        positions=tuple(positions),
+        marks=tuple(marks),
+        log_id=found.log_id,
+        identity=Identity(found.seq, ""),
+        progress=sweep.PENDING,
+    )
+    plan.published = found.published.identity if found.published else None
+    plan.notes.append("events that the store knows by their id are duplicates, not counted twice")
+    return plan
+
+
+def wipe(settings: Settings, partition: int, found: Found, generation: str) -> Plan:
+    """Begin anew at the log's start."""
+    mark, count = found.watermark, len(settings.kafka.sources)
+    plan = Plan(partition, before=mark.positions if mark else None)
+    if found.untouched:
+        plan.notes.append("nothing was folded yet, nothing to do")
+        return plan
+    starts = tuple(b.start for b in found.bounds)
+    plan.watermark = Watermark(
+        positions=starts,
+        clocks=(NO_TIME,) * count,
+        identity=Identity(found.seq, ""),
+        log_id=found.log_id,
+        marks=("",) * count,
+        fingerprint=fingerprint(settings, generation),
+        generation=generation,
+        idle=(False,) * count,
+    )
+    plan.published = found.reachable(starts)
+    plan.notes.append("states, documents and ranking are deleted")
+    if mark is not None and mark.base:
+        plan.notes.append("what was folded from files before the log is lost")
+    if any(starts):
+        plan.notes.append(
+            "the log's beginning is gone: users without a record in it keep their last value on "
+            f"{settings.kafka.scores}"
+        )
+    if found.published is not None and plan.published is None:
+        plan.notes.append(
+            f"in silence up to {list(found.published.positions)}, then each user once"
+        )
+    return plan
+
+
+def serve(settings: Settings, partition: int, found: Found, generation: str) -> Plan:
+    """Let a store that was built aside serve, and publish all of it."""
+    built = found.watermark
+    if built is None:  # not a record in the log: begun, so that all partitions are of one store
+        return wipe(settings, partition, found, generation)
+    return Plan(
+        partition,
+        replace(
+            built,
+            log_id=found.log_id,
+            identity=Identity(found.seq, ""),
+            progress=sweep.PENDING,
+        ),
+        found.reachable(built.positions),
+    )
+
+
+class Recovery:
+    """One run of the command: what it looks at, and what it changes."""
+
+    def __init__(self, settings: Settings, stores: Stores, log_id: str) -> None:
+        self.settings = settings
+        self.stores = stores
+        self._log_id = log_id
+        self._reader = LogReader(settings.kafka)
+
+    async def close(self) -> None:
+        """Close what was opened; the stores are the caller's."""
+        await self._reader.close()
+
+    async def active(self, partition: int) -> FeatureStore:
+        """The store that serves, else that of a first start."""
+        return self.stores.store(await self.stores.store().active(partition) or "")
+
+    async def generation(self, partition: int) -> str:
+        """Generation that a partition begun anew goes on with."""
+        try:
+            mark = (await (await self.active(partition)).load(partition, [])).watermark
+        except StoreHalfDone:
+            mark = None
+        return mark.generation if mark else (await self.stores.generation("")).id
+
+    async def look(self, partition: int, store: FeatureStore) -> Found:
+        """Read only: what there is, as far as it can be known without a claim."""
+        try:
+            mark, half = (await store.load(partition, [])).watermark, False
+        except StoreHalfDone:
+            mark, half = None, True
+        published = TopicPartition(self.settings.kafka.published, partition)
+        record = await self._reader.last(published)
+        said = Published.decode(record.value) if record and record.value else None
+        return await self._found(partition, mark, half, said)
+
+    async def apply(
+        self,
+        partition: int,
+        store: FeatureStore,
+        make: Callable[[Found], Plan],
+        *,
+        wipes: bool,
+    ) -> Plan:
+        """Claim, fence, look again, and take the step that `make` then plans."""
+        for _ in range(_TRIES):
+            try:
+                claim = await store.claim(partition)
+                token, mark, half = claim.token, claim.watermark, False
+            except StoreHalfDone:
+                if not wipes:
+                    raise
+                token, mark, half = secrets.token_hex(16), None, True
+            said = await self._fence(partition, store, token)
+            plan = make(await self._found(partition, mark, half, said))
+            if plan.watermark is None:
+                return plan
+            identity = Identity(plan.watermark.identity.seq, token)
+            outcome = await store.reset(
+                partition,
+                token,
+                replace(plan.watermark, identity=identity),
+                wipe=wipes,
+                published=plan.published,
+            )
+            if outcome is CommitOutcome.OK:
+                return plan
+            await asyncio.sleep(0.2)
+        raise Refused(
+            f"a worker keeps claiming partition {partition}: stop the workers, then run this again"
+        )
+
+    async def _fence(self, partition: int, store: FeatureStore, token: str) -> Published | None:
+        """What was published last, by writers that can publish no more."""
+        publisher = Publisher(
+            partition,
+            self.settings,
+            store,
+            token,
+            self._log_id,
+            self._reader,
+            Pacer(1.0),
+            Metrics(),
+            lambda: None,
+        )
+        await publisher.start()
+        try:
+            return await publisher.last_published()
+        finally:
+            await publisher.stop()
+
+    async def _found(
+        self, partition: int, mark: Watermark | None, half: bool, said: Published | None
+    ) -> Found:
+        tps = [TopicPartition(t, partition) for t in self.settings.kafka.sources]
+        scores = TopicPartition(self.settings.kafka.scores, partition)
+        bounds = await self._reader.bounds([*tps, scores])
+        rewritten = [
+            await self._rewritten(tp, bounds[tp], mark.marks[s] if mark and mark.marks else "")
+            for s, tp in enumerate(tps)
+        ]
+        return Found(
+            mark,
+            half,
+            said,
+            tuple(bounds[tp] for tp in tps),
+            bounds[scores],
+            self._log_id,
+            tuple(rewritten),
+        )
+
+    async def _rewritten(self, tp: TopicPartition, held: Bounds, mark: str) -> bool:
+        offset = int(mark.split(":", 1)[0]) if mark else -1
+        if not held.start <= offset < held.end:
+            return False
+        record = await self._reader.at(tp, offset)
+        return record is not None and record_mark(record) != mark
+
+
+async def recover(
+    settings: Settings,
+    action: Action,
+    *,
+    dry_run: bool,
+    archive: Path | None = None,
+    store: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Plan, and unless `dry_run` carry it out; -> the plan as `--json` holds it."""
+    await asyncio.to_thread(topics.require, settings)
+    ids = await asyncio.to_thread(topics.topic_ids, settings)
+    stores = Stores(settings)
+    recovery = Recovery(settings, stores, log_id(settings, ids))
+    try:
+        if action == "rebuild":
+            rows = await _rebuild(recovery, ids, dry_run, archive, store, progress)
+        else:
+            rows = await _in_place(recovery, action, dry_run)
+        return {"action": action, "dry_run": dry_run, "plan": rows}
+    finally:
+        await recovery.close()
+        await stores.close()
+
+
+async def _in_place(recovery: Recovery, action: Action, dry_run: bool) -> list[dict[str, Any]]:
+    """adopt and wipe: first a look at all partitions, so that a refusal changes none."""
+    rows: list[dict[str, Any]] = []
+    partitions = range(recovery.settings.kafka.partitions)
+    for dry in (True, False):
+        if not dry and dry_run:
+            break
+        rows = []
+        for p in partitions:
+            active = await recovery.active(p)
+            generation = await recovery.generation(p) if action == "wipe" else ""
+
+            def make(found: Found, p: int = p, generation: str = generation) -> Plan:
+                if action == "adopt":
+                    return adopt(recovery.settings, p, found)
+                return wipe(recovery.settings, p, found, generation)
+
+            if dry:
+                plan = make(await recovery.look(p, active))
+            else:
+                plan = await recovery.apply(p, active, make, wipes=action == "wipe")
+            rows.append(plan.as_json(active.name))
+    return rows
+
+
+async def _rebuild(
+    recovery: Recovery,
+    ids: dict[str, str],
+    dry_run: bool,
+    archive: Path | None,
+    name: str,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Fold archive and log into a store aside, then let it serve."""
+    from livevalue.jobs.rebuilding import check_archive, fold_again, needs
+
+    settings, stores = recovery.settings, recovery.stores
+    partitions = range(settings.kafka.partitions)
+    serving = {await stores.store().active(p) for p in partitions} - {None}
+    if name and name in serving:
+        raise Refused(f"store {name!r} serves now: name another with --store")
+    fresh = not name
+    if fresh:
+        own = settings.store.name
+        spare = [f"{own}-rebuilt", f"{own}-rebuilt2"] if serving else [own]
+        name = next(one for one in spare if one not in serving)
+    if archive is not None:
+        check_archive(archive, ids)
+    into = stores.store(name)
+    found = {p: await recovery.look(p, into) for p in partitions}
+    rows = []
+    for p in partitions:
+        mark = None if fresh else found[p].watermark
+        notes = needs(settings, p, found[p].bounds, archive, mark)
+        ends = tuple(b.end for b in found[p].bounds)
+        plan = Plan(p, before=mark.positions if mark else None, notes=notes)
+        rows.append({**plan.as_json(name), "changes": True, "to": list(ends)})
+    if dry_run:
+        return rows
+    served = await stores.generation(await recovery.generation(0))
+    if fresh:
+        for p in partitions:
+            await into.drop(p)
+    await fold_again(settings, into, served, archive, progress)
+    for p in partitions:
+
+        def make(found: Found, p: int = p) -> Plan:
+            return serve(settings, p, found, served.id)
+
+        await recovery.apply(p, into, make, wipes=False)
+    return rows
