@@ -90,7 +90,8 @@ class Processed:
     """What became of one step.
 
     outcome None: the watermark that was read is not the expected one ("moved"): forget and claim.
-    split: the step is too large for one commit; nothing was written, halve it and call again.
+    split: the step is too large for one commit (`counts` has its bytes); nothing was written, call
+    again with less.
     """
 
     outcome: CommitOutcome | None
@@ -103,21 +104,18 @@ class Processed:
 
 def fingerprint(settings: Settings, generation: str) -> str:
     """What a store's name stands for: everything that changes a folded state or its value."""
-    features = settings.features.model_dump(mode="json")
     what = {
-        "features": {k: v for k, v in features.items() if k not in _NOT_FOLDED},
+        "features": settings.features.model_dump(mode="json"),
         "table": [f.name for f in FEATURES],
         "value": settings.value.model_dump(mode="json"),
         "sources": settings.kafka.sources,
         "partitions": settings.kafka.partitions,
         "partitioner": settings.kafka.partitioner,
         "horizons": settings.model.horizons_days,
+        "silence": settings.model.silence_days,  # the last document's curve is kept with the state
         "generation": generation,
     }
     return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-_NOT_FOLDED: frozenset[str] = frozenset()
 
 
 def join(state: bytes, score: bytes) -> bytes:
@@ -380,7 +378,7 @@ class Pipeline:
     ) -> Processed:
         size = sum(len(w.state) + len(w.document or b"") for w in writes)
         if cap and size > self._max_bytes:
-            return Processed(None, watermark, split=True)
+            return Processed(None, watermark, split=True, counts=Counter(bytes=size))
         started = time.perf_counter()
         outcome = await self.store.commit(
             partition,
