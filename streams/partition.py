@@ -46,7 +46,7 @@ from streams.intake import Hole, Intake, Taken
 from streams.logid import check_log, check_store
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline, Positions, Processed
-from streams.publish import Pacer, Publisher, Waiting
+from streams.publish import Breath, Pacer, Publisher, Waiting
 from streams.settings import Settings
 from streams.succession import Flipped, Succession
 
@@ -56,6 +56,7 @@ _WATCH_S = 3.0  # an idle partition would not notice a roll-back by itself
 _QUIET_S = 1.0  # a source with unread records that delivers nothing is read directly
 _SILENCE_S = 1.0
 _SUCCESSION_S = 1.0
+_SMALL = 256  # records: a smaller step leaves the loop time to publish
 _MARKERS_S = 0.5  # positions that moved over markers alone are committed this seldom
 _REFRESH_USERS = 400  # a commit
 _CLOSE_S = 20.0  # to finish the batch at hand and publish
@@ -82,6 +83,7 @@ class Surroundings:
     codec: Codec
     metrics: Metrics
     pacer: Pacer
+    breath: Breath
     pipeline_for: Callable[[int], Awaitable[Pipeline]]  # into the partition's active store
     log_id: Callable[[], Awaitable[str]]  # topic UUIDs, as the broker says now
     now_ms: Callable[[], int]
@@ -462,7 +464,19 @@ class Owner:
         assert publisher is not None
         if publisher.users > self._settings.worker.outbox_users and not self.rolling:
             return False
-        began = time.monotonic()
+        small = self._intake.buffered < _SMALL
+        if small:
+            if not self._intake.buffered and self._intake.nothing:
+                return False
+            await self._around.breath.turn()
+        began, cpu_s = time.monotonic(), time.thread_time()
+        try:
+            return await self._take_step(began)
+        finally:
+            if small:
+                self._around.breath.took(time.thread_time() - cpu_s)
+
+    async def _take_step(self, began: float) -> bool:
         for hole in self._intake.fill():
             await self._mend(hole)
         if self._intake.decoded >= _MISROUTED_OF and self.watermark is None:
