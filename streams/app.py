@@ -29,7 +29,7 @@ from streams.errors import StreamsError
 from streams.logs import configuration
 from streams.metrics import Metrics
 from streams.partition import Surroundings
-from streams.publish import Pacer
+from streams.publish import Breath, Pacer
 from streams.serve import Server
 from streams.settings import Settings
 from streams.stores import Stores
@@ -143,6 +143,7 @@ def create_app(settings: Settings) -> WorkerApp:
             codec=codec,
             metrics=metrics,
             pacer=Pacer(settings.worker.transactions_per_s),
+            breath=Breath(),
             pipeline_for=stores.pipeline_for,
             log_id=_TopicIds(settings),
             now_ms=lambda: time.time_ns() // 1_000_000,

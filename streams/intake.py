@@ -113,6 +113,16 @@ class Intake:
             source.chunks.clear()
         self.decoded = self.misrouted = 0
 
+    @property
+    def buffered(self) -> int:
+        """Records delivered and not yet committed."""
+        return sum(source.buffered for source in self.sources)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to take, not even a position that moved."""
+        return not any(source.segments or source.chunks for source in self.sources)
+
     def deliver(self, source: int, segment: Segment) -> None:
         """Take a delivery in."""
         into = self.sources[source]

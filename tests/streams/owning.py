@@ -28,7 +28,7 @@ from streams.gap import LogReader
 from streams.metrics import Metrics
 from streams.partition import Owner, Surroundings
 from streams.pipeline import Pipeline
-from streams.publish import Pacer
+from streams.publish import Breath, Pacer
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.succession import Succession
 
@@ -115,6 +115,7 @@ class Owning:
             codec=Codec(self.settings),
             metrics=self.metrics,
             pacer=Pacer(self.settings.worker.transactions_per_s),
+            breath=Breath(),
             pipeline_for=pipeline_for,
             log_id=identity,
             now_ms=lambda: self.now_ms,

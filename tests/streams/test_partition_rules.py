@@ -35,7 +35,7 @@ def three_sources(stack: Stack, prefix: str, **worker: object) -> Settings:
             dlq=f"{prefix}dlq",
             partitions=1,
         ),
-        worker=WorkerSettings(**{"clock": "log", **worker}),  # type: ignore[arg-type]
+        worker=WorkerSettings(**{"clock": "log", **worker}),
     )
 
 
