@@ -119,9 +119,9 @@ class Intake:
         return sum(source.buffered for source in self.sources)
 
     @property
-    def nothing(self) -> bool:
-        """Whether there is nothing to take, not even a position that moved."""
-        return not any(source.segments or source.chunks for source in self.sources)
+    def pending(self) -> bool:
+        """Whether there may be something to take, be it a position that moved over markers."""
+        return any(source.segments or source.chunks for source in self.sources)
 
     def deliver(self, source: int, segment: Segment) -> None:
         """Take a delivery in."""

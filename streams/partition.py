@@ -466,7 +466,7 @@ class Owner:
             return False
         small = self._intake.buffered < _SMALL
         if small:
-            if not self._intake.buffered and self._intake.nothing:
+            if not self._intake.pending:
                 return False
             await self._around.breath.turn()
         began, cpu_s = time.monotonic(), time.thread_time()
