@@ -348,27 +348,28 @@ async def recover(
 
 async def _in_place(recovery: Recovery, action: Action, dry_run: bool) -> list[dict[str, Any]]:
     """adopt and wipe: first a look at all partitions, so that a refusal changes none."""
-    rows: list[dict[str, Any]] = []
-    partitions = range(recovery.settings.kafka.partitions)
-    for dry in (True, False):
-        if not dry and dry_run:
-            break
-        rows = []
-        for p in partitions:
-            active = await recovery.active(p)
-            generation = await recovery.generation(p) if action == "wipe" else ""
+    settings = recovery.settings
 
-            def make(found: Found, p: int = p, generation: str = generation) -> Plan:
-                if action == "adopt":
-                    return adopt(recovery.settings, p, found)
-                return wipe(recovery.settings, p, found, generation)
+    async def one(p: int, look: bool) -> dict[str, Any]:
+        active = await recovery.active(p)
+        generation = await recovery.generation(p) if action == "wipe" else ""
 
-            if dry:
-                plan = make(await recovery.look(p, active))
-            else:
-                plan = await recovery.apply(p, active, make, wipes=action == "wipe")
-            rows.append(plan.as_json(active.name))
-    return rows
+        def make(found: Found) -> Plan:
+            if action == "adopt":
+                return adopt(settings, p, found)
+            return wipe(settings, p, found, generation)
+
+        if look:
+            plan = make(await recovery.look(p, active))
+        else:
+            plan = await recovery.apply(p, active, make, wipes=action == "wipe")
+        return plan.as_json(active.name)
+
+    rows = [await one(p, True) for p in range(settings.kafka.partitions)]
+    if dry_run:
+        return rows
+    # A producer is started for each, which takes its time.
+    return await asyncio.gather(*(one(p, False) for p in range(settings.kafka.partitions)))
 
 
 async def _rebuild(
@@ -410,10 +411,9 @@ async def _rebuild(
         for p in partitions:
             await into.drop(p)
     await fold_again(settings, into, served, archive, progress)
-    for p in partitions:
 
-        def make(found: Found, p: int = p) -> Plan:
-            return serve(settings, p, found, served.id)
+    def make(p: int) -> Callable[[Found], Plan]:
+        return lambda found: serve(settings, p, found, served.id)
 
-        await recovery.apply(p, into, make, wipes=False)
+    await asyncio.gather(*(recovery.apply(p, into, make(p), wipes=False) for p in partitions))
     return rows
