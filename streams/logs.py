@@ -17,7 +17,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class JsonFormatter(logging.Formatter):
     """One line of JSON a record.
 
-    >>> record = logging.makeLogRecord({"msg": "batch", "levelname": "INFO", "records": 3})
+    >>> record = logging.makeLogRecord({"name": "streams", "msg": "batch", "records": 3})
     >>> line = json.loads(JsonFormatter().format(record))
     >>> line["what"], line["records"]
     ('batch', 3)
