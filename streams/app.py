@@ -219,8 +219,6 @@ async def _begin(worker: Worker) -> None:
     host = worker.settings.worker.metrics_host
     url = f"http://{host}:{worker.server.port}/metrics"
     log.info("serving metrics", extra={"url": url, "threads": threads.PINNED})
-    generation = await worker.stores.generation("")
-    worker.metrics.generation.labels(generation.id).set(1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 20, 20)

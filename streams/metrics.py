@@ -99,7 +99,12 @@ class Metrics:
         self.outbox = gauge("outbox_users", "Documents waiting to be published", "partition")
         self.halted = gauge("halted", "1 = halted, an operator must act", "partition")
         self.owned = gauge("partitions", "Partitions that this worker owns")
-        self.generation = gauge("generation_info", "Generation that serves", "generation")
+        self.generation = gauge(
+            "generation_info",
+            "1 = this generation serves this partition",
+            "partition",
+            "generation",
+        )
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Add the facts of one step, as `Processed.counts` names them."""

@@ -109,7 +109,7 @@ class Owner:
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self._pipeline: Pipeline | None = None
         self._publisher: Publisher | None = None
-        self._token = ""
+        self._token = self._generation = ""
         self._log_id = ""
         self._seq_at_least = 0
         self._rollback: Rollback | None = None
@@ -280,6 +280,7 @@ class Owner:
         self._token = claim.token
         self._still_ours()
         self._metrics.claims.inc()
+        self._say_generation(pipeline.generation)
         if claim.watermark is not None and claim.watermark.fingerprint != pipeline.fingerprint:
             raise StoreMismatch(
                 f"store {pipeline.store.name!r} was folded with other settings than these: "
@@ -322,6 +323,13 @@ class Owner:
                 "rolled_back": self._rollback is not None,
             },
         )
+
+    def _say_generation(self, generation: str) -> None:
+        gauge, p = self._metrics.generation, str(self.partition)
+        if self._generation and self._generation != generation:
+            gauge.remove(p, self._generation)
+        self._generation = generation
+        gauge.labels(p, generation).set(1)
 
     def _still_ours(self) -> None:
         if self._closing:

@@ -176,6 +176,15 @@ class Chaos:
             time.sleep(self.rng.uniform(0, 1.0))
             self.deployment.start(name)
 
+    def _zombie(self) -> None:
+        """A worker stops for longer than its session, is taken over, and wakes up again."""
+        name = self.rng.choice(sorted(self.deployment.workers))
+        with self._guard:
+            worker = self.deployment.workers[name]
+            worker.signal(signal.SIGSTOP)
+        time.sleep(self.deployment.settings.kafka.session_timeout_s + 4)
+        worker.signal(signal.SIGCONT)
+
     def _redis(self) -> None:
         """kill -9 of Valkey, down for a moment."""
         assert self.stack.valkey is not None
