@@ -12,6 +12,7 @@ StreamsError                      root: `except StreamsError` catches all of thi
 ├── Fenced                        another worker owns the partition: forget it, claim if still ours
 ├── Stale                         the store is not where we thought: forget memory, claim again
 ├── PublishError                  the transactional producer failed: throw it away, claim again
+├── AddressError                  the metrics cannot be served there: names the settings
 └── Stalled                       lag without progress: the process exits non-zero
 
 Bad records never raise: they are values (streams.deadletter.Rejected).
@@ -66,6 +67,10 @@ class Stale(StreamsError):
 
 class PublishError(StreamsError):
     """A transaction failed: throw the producer away and claim again."""
+
+
+class AddressError(StreamsError):
+    """The address for metrics is taken, or not of this machine."""
 
 
 class Stalled(StreamsError):

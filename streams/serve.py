@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from streams.errors import AddressError
+
 Check = Callable[[], tuple[bool, str]]
 
 
@@ -43,7 +45,14 @@ class Server:
             def log_message(self, format: str, *args: object) -> None:
                 """Probes come every few seconds; they are no news."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise AddressError(
+                f"metrics cannot be served at {host}:{port} ({error.strerror}): set "
+                "LIVEVALUE_WORKER__METRICS_PORT to a free port (0 takes any), and "
+                "LIVEVALUE_WORKER__METRICS_HOST to an address of this machine"
+            ) from error
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
