@@ -130,7 +130,9 @@ class Kafka(Server):
             [
                 *self._run_java(),
                 "kafka.tools.StorageTool",
-                *("format", "-t", cluster, "-c", str(self.folder / "server.properties")),
+                # One argument: an id that begins with "-" would be taken for an option.
+                *("format", f"--cluster-id={cluster}"),
+                *("-c", str(self.folder / "server.properties")),
             ],
             cwd=self.folder,
             env=environment(),
