@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -61,7 +60,7 @@ class Bench:
         self.figures.append(Figure(name, value, unit, method))
         print(f"  {name:<44} {value:>12,.4g} {unit}", flush=True)
 
-    def redis(self) -> redis.Redis:
+    def client(self) -> redis.Redis:
         """A plain client, to look from outside."""
         return redis.Redis.from_url(self.stack.redis_url)
 

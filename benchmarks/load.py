@@ -54,12 +54,12 @@ def topic_of(settings: Settings, kind: str) -> str:
     return settings.kafka.mixed or str(getattr(settings.kafka, kind))
 
 
-def produce(settings: Settings, rows: Iterable[tuple[str, str, bytes]]) -> int:
-    """Write events to the input topics as whole batches; bytes of all values."""
-    return asyncio.run(_produce(settings, rows))
+def produce(settings: Settings, rows: Iterable[tuple[str, str, bytes]], topic: str = "") -> int:
+    """Write events to the input topics (or all to `topic`) in whole batches; -> bytes."""
+    return asyncio.run(_produce(settings, rows, topic))
 
 
-async def _produce(settings: Settings, rows: Iterable[tuple[str, str, bytes]]) -> int:
+async def _produce(settings: Settings, rows: Iterable[tuple[str, str, bytes]], topic: str) -> int:
     kafka = settings.kafka
     producer = AIOKafkaProducer(
         **aiokafka_options(kafka), max_batch_size=256 << 10, request_timeout_ms=60_000
@@ -77,7 +77,7 @@ async def _produce(settings: Settings, rows: Iterable[tuple[str, str, bytes]]) -
         for kind, user, body in rows:
             if user not in homes:
                 homes[user] = partition(user, kafka.partitions, kafka.partitioner)
-            at = topic_of(settings, kind), homes[user]
+            at = topic or topic_of(settings, kind), homes[user]
             key = user.encode()
             if at not in open_batches:
                 open_batches[at] = producer.create_batch()

@@ -59,7 +59,7 @@ def _observe(
 ) -> None:
     samples: list[Sample] = []
     until = time.monotonic() + 240
-    with bench.redis() as client:
+    with bench.client() as client:
         while not samples or samples[-1].events < events:
             if time.monotonic() > until:
                 raise RuntimeError(f"{samples[-1].events} of {events} events after 240 s")
