@@ -34,6 +34,8 @@ THIN_MS = 30 * times.DAY_MS
 _TINY = 1e-15  # smaller numbers are written as 0: ten to more than 22 is no exact double
 
 _TENS = 10.0 ** np.arange(23)
+_STAMP = np.frombuffer(b'"0000-00-00T00:00:00.000Z"', np.uint8)
+_PAIRS = np.frombuffer(b"".join(b"%02d" % n for n in range(100)), np.uint8).reshape(100, 2)
 
 Floats64 = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
@@ -300,11 +302,24 @@ def _rows(curves: Floats64) -> list[bytes]:
 
 
 def _stamps(ms: Times) -> list[bytes]:
-    """JSON of each time; null for NO_TIME. As featurestore.times.text."""
+    """JSON of each time; null for NO_TIME. As featurestore.times.text, digits set in numpy."""
     none = ms == NO_TIME
-    whole, rest = np.divmod(np.where(none, 0, ms), 1000)
-    texts = np.datetime_as_string(whole.astype("M8[s]"))
-    stamps = [b'"%bZ"' % text.encode() for text in texts.tolist()]
-    for at in np.flatnonzero(none | (rest != 0)).tolist():
-        stamps[at] = b"null" if none[at] else b'"%b"' % times.text(int(ms[at])).encode()
+    days, clock = np.divmod(np.where(none, 0, ms), times.DAY_MS)
+    day = days.astype("M8[D]")
+    month = day.astype("M8[M]")
+    year = month.astype("M8[Y]").astype(np.int64) + 1970
+    seconds, millis = np.divmod(clock, 1000)
+    table = np.empty((len(ms), len(_STAMP)), np.uint8)
+    table[:] = _STAMP
+    for at, pair in (
+        *((1, year // 100), (3, year % 100), (6, month.astype(np.int64) % 12 + 1)),
+        *((9, (day - month.astype("M8[D]")).astype(np.int64) + 1), (12, seconds // 3600)),
+        *((15, seconds // 60 % 60), (18, seconds % 60), (22, millis % 100)),
+    ):
+        table[:, at : at + 2] = _PAIRS[pair]
+    table[:, 21] += (millis // 100).astype(np.uint8)
+    texts, width = table.tobytes(), len(_STAMP)
+    stamps = [texts[at : at + width] for at in range(0, len(texts), width)]
+    for at in np.flatnonzero(none | (millis == 0)).tolist():
+        stamps[at] = b"null" if none[at] else stamps[at][:20] + b'Z"'
     return stamps
