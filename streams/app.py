@@ -8,6 +8,7 @@ stay off: state, outputs and positions are committed by us (streams.partition).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import logging.config
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -42,6 +44,7 @@ log = logging.getLogger("streams.app")  # also where this module is run as a scr
 _CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
 _TOPIC_IDS_S = 5.0  # claims run in parallel: one question serves them all
 _LIVE_S = 30.0
+_LEAVE_S = 10.0
 _STOP_S = 40.0  # of a graceful stop: the batch at hand, what is to be published, the group
 _GC_THRESHOLD = 50_000  # with gc.freeze: 25-30 % of CPU (measured)
 
@@ -57,6 +60,7 @@ class Worker:
     watchdog: Watchdog
     server: Server
     tasks: list[asyncio.Task[None]]
+    leaving: contextlib.ExitStack
 
     def ready(self) -> tuple[bool, str]:
         """For /readyz."""
@@ -112,16 +116,22 @@ class WorkerApp(faust.App):
     sources: Any  # the iterated topics; Faust subscribes to them as long as this lives
 
     async def stop(self) -> None:
-        """Stop in order; without a broker that would never end, so not for ever."""
-        deadline = threading.Timer(
-            _STOP_S,
-            give_up,
-            [f"not stopped within {_STOP_S:g} s: is the broker up? Nothing is lost by this"],
-        )
-        deadline.daemon = True
-        deadline.start()
-        await super().stop()
-        deadline.cancel()
+        """Stop in order, but not for ever: without a broker Faust's consumer never stops."""
+        with _deadline(_STOP_S, "not stopped"), self.livevalue.leaving:
+            await super().stop()
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, what: str) -> Iterator[None]:
+    """Give up, non-zero, where the block takes longer; from a thread, so whatever the loop does."""
+    said = f"{what} within {seconds:g} s: is the broker up? Nothing is lost by this"
+    timer = threading.Timer(seconds, give_up, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def create_app(settings: Settings) -> WorkerApp:
@@ -180,6 +190,7 @@ def create_app(settings: Settings) -> WorkerApp:
             lambda: worker.ready(),
         ),
         [],
+        contextlib.ExitStack(),
     )
     app.livevalue = worker
     _connect(app, channel, worker)
@@ -220,6 +231,8 @@ def _connect(app: WorkerApp, channel: Any, worker: Worker) -> None:
         await worker.stores.close()
         worker.server.stop()
         log.info("stopped")
+        # Everything is committed and published; what is left is to leave the group.
+        worker.leaving.enter_context(_deadline(_LEAVE_S, "the group was not left"))
 
 
 async def _begin(worker: Worker) -> None:

@@ -238,6 +238,9 @@ class Consumer(driver.Consumer):
         if self.flow_active:
             self.resume_partitions({tp for tp in tps if tp in mine})
 
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust would complain for ever of streams that it does not see; streams.watchdog looks."""
+
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         # The watermark is the truth; Kafka's offsets are a metric for lag exporters. A commit
         # that fails must not take the worker down, as Faust's would.

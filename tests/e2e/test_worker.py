@@ -225,3 +225,17 @@ def test_the_faust_command_runs_the_same_worker(deployment: Deployment) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_without_a_broker_a_worker_still_stops_and_says_why(tmp_path: Path) -> None:
+    with Stack.started(tmp_path / "stack") as alone:
+        settings = deployment_settings(alone.bootstrap, alone.redis_url, "stop.")
+        with Deployment(settings, tmp_path) as deployment:
+            send_all(deployment, list(some_events(500, 50)))
+            worker = deployment.start()
+            deployment.settle()
+            assert alone.kafka is not None
+            alone.kafka.kill()
+            assert worker.stop(60) == 1
+            assert "is the broker up?" in worker.log.read_text().splitlines()[-1]
+            alone.kafka.start()
