@@ -117,6 +117,11 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
             )
         plan.notes.append("nothing was folded yet, nothing to do")
         return plan
+    if len(mark.positions) != len(names):
+        raise Refused(
+            f"the store was folded from {len(mark.positions)} topics, the settings name "
+            f"{len(names)}: set them back, or build a store aside (`livevalue backfill --store`)"
+        )
     known = mark.log_id.split(",") if mark.log_id else [""] * len(names)
     positions, marks = list(mark.positions), list(mark.marks or ("",) * len(names))
     for s, (name, held, id_) in enumerate(
