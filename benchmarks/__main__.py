@@ -44,7 +44,7 @@ class Size:
 
 
 FULL = Size(users=20_000, events=300_000, rounds=3, naive_s=15, rate=1000, latency_s=20)
-QUICK = Size(users=2_000, events=30_000, rounds=1, naive_s=3, rate=200, latency_s=3)
+QUICK = Size(users=5_000, events=80_000, rounds=1, naive_s=3, rate=200, latency_s=3)
 
 
 def main() -> int:
