@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from featurestore.columns import NO_TIME, EventBatch
-from streams.archive import archive_steps, is_archive
+from streams.archive import archive_bounds, archive_steps, is_archive
 from streams.codec import Codec
 from streams.errors import LogFileError
 from streams.kafkalog import KafkaLog
@@ -102,8 +102,21 @@ class Source:
             async with KafkaLog(kafka) as log:
                 for partition in range(kafka.partitions):
                     ends = await log.ends(partition)
-                    async for step in kafka_steps(log, self._codec, partition, None, ends):
+                    start = self._archived(partition)
+                    async for step in kafka_steps(
+                        log, self._codec, partition, None, ends, start=start
+                    ):
                         yield step
+
+    def _archived(self, partition: int) -> tuple[int, ...] | None:
+        """Where the archive ends: its records are not read from the topics again."""
+        if not self.archives:
+            return None
+        bounds = [
+            archive_bounds(self.archives[-1], topic, partition)
+            for topic in self._settings.kafka.sources
+        ]
+        return tuple(held[1] if held else 0 for held in bounds)
 
     def batches(self) -> Iterator[tuple[int, EventBatch]]:
         """The same as plain (partition, batch) pairs, for training.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.backends.redis import RedisStore
+from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
 from scoring.generation import Generation, load
 from scoring.scorer import Scorer
@@ -28,7 +29,7 @@ from streams.codec import Codec
 from streams.errors import Stale
 from streams.kafkalog import KafkaLog
 from streams.log import FileLog
-from streams.pipeline import Base, Pipeline
+from streams.pipeline import Base, Pipeline, Positions
 from streams.replay import Progress, Replayed, file_steps, kafka_steps, replay
 from streams.settings import Settings
 from streams.sweep import PENDING
@@ -67,7 +68,24 @@ async def backfill_kafka(
         for p in partitions:
             steps = kafka_steps(log, codec, p, starts[p], ends[p], log_id=topic_ids)
             await replay(steps, pipeline, into=done, progress=progress, total=total)
+            if starts[p] is None and p not in done.watermarks:
+                begins = await log.starts(p)
+                await _stand(pipeline, p, begins, topic_ids, None)
     return done
+
+
+async def _stand(
+    pipeline: Pipeline, partition: int, positions: tuple[int, ...], log_id: str, base: str | None
+) -> None:
+    """Say where a partition stands of which there is nothing to fold, so that it can be flipped."""
+    claim = await pipeline.store.claim(partition)
+    if claim.watermark is not None:
+        return
+    count = len(positions)
+    after = Positions(positions, ("",) * count, log_id, (False,) * count)
+    await pipeline.process(
+        partition, claim.token, None, after, EventBatch.empty(), [], now_ms=0, base=base
+    )
 
 
 def files_hash(paths: Sequence[Path]) -> str:
@@ -105,13 +123,14 @@ async def backfill_files(
         before = done.watermarks.get(p)
         steps[p] += 1
         base = Base.parse(before.base) if before and before.base else Base(files, cut_ms, 0)
-        if (base.files, base.cut_ms) != (files, cut_ms) or (before and any(before.positions)):
+        other = (base.files, base.cut_ms) != (files, cut_ms)
+        if not other and steps[p] <= base.steps:
+            continue
+        if other or (before and any(before.positions)):
             raise Stale(
                 f"store {pipeline.store.name!r} was built from other files or follows the log "
                 "already: name another with --store, or drop it (`livevalue stores drop`)"
             )
-        if steps[p] <= base.steps:
-            continue
         after = step.after
         if before is not None:
             after = replace(after, marks=before.marks, log_id=before.log_id)
@@ -134,6 +153,9 @@ async def backfill_files(
         done.counts.update(result.counts)
         if progress:
             progress(done.events, None)
+    for p in set(range(settings.kafka.partitions)) - set(tokens):
+        # The cut holds for partitions too of whose users the files know nothing.
+        await _stand(pipeline, p, (0,) * sources, "", Base(files, cut_ms, 0).text())
     return done
 
 
@@ -228,5 +250,5 @@ def _job(
 def _caught(work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is raised in the process that waits
         return error

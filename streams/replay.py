@@ -79,12 +79,18 @@ async def kafka_steps(
     before: Watermark | None,
     end: Sequence[int],
     *,
+    start: Sequence[int] | None = None,
     log_id: str = "",
     size: int = 2000,
 ) -> AsyncIterator[Step]:
-    """Steps of one partition from the watermark (or the log's beginning) up to `end`."""
+    """Steps of one partition up to `end`, from `start`, the watermark or the log's beginning."""
     sources = len(end)
-    start = before.positions if before else await log.starts(partition)
+    if start is None:
+        start = before.positions if before else (0,) * sources
+        if before is None or before.base:
+            # Behind a base of files the log may begin anywhere.
+            begins = await log.starts(partition)
+            start = tuple(p or b for p, b in zip(start, begins, strict=True))
     clocks = list(before.clocks if before else (NO_TIME,) * sources)
     position = list(start)
     marks = list(before.marks if before else ("",) * sources)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from featurestore.backends.memory import MemoryStore
+from featurestore.digest import Digest
 from featurestore.errors import FeatureStoreError
 from featurestore.store import Watermark
 from livevalue.sources import FileOptions, Source
@@ -18,7 +19,7 @@ from streams.pipeline import Base, Pipeline
 from streams.replay import Progress, digest_of, replay
 from streams.settings import Settings
 from streams.stores import Stores
-from streams.verify import verify
+from streams.verify import Verified, verify
 
 
 async def replay_source(
@@ -52,9 +53,11 @@ async def digest_live(settings: Settings, progress: Progress | None = None) -> d
     """Digest of the live store over exact fields, equal to replay's for the same log."""
     stores = Stores(settings)
     try:
-        partitions = range(settings.kafka.partitions)
-        pipeline = await stores.pipeline_for(0)
-        digest = await digest_of(pipeline.store, partitions, progress)
+        digest = Digest()
+        for partition in range(settings.kafka.partitions):
+            # While stores flip, one partition after the other, two serve.
+            store = stores.store(await stores.store().active(partition) or "")
+            digest.merge(await digest_of(store, [partition], progress))
         return {"applied": digest.applied, "users": digest.users, "digest": digest.hex()}
     finally:
         await stores.close()
@@ -73,25 +76,36 @@ async def verify_live(
     """
     stores = Stores(settings)
     try:
-        pipeline = await stores.pipeline_for(0)
-        mark = (await pipeline.store.load(0, [])).watermark
-        if mark is not None and mark.base and not base:
-            raise LogFileError(
-                f"store {pipeline.store.name!r} has a base of files: name them with --base"
-            )
         share = None if sample is None else -(-sample // settings.kafka.partitions)
-        found = await verify(
-            settings,
-            pipeline.store,
-            await stores.generation(pipeline.generation),
-            range(settings.kafka.partitions),
-            sample=share,
-            scratch=await _base(settings, pipeline, mark, base, options or FileOptions()),
-            progress=progress,
-        )
+        found, scratch = Verified(), dict[str, Pipeline | None]()
+        for partition in range(settings.kafka.partitions):
+            store = stores.store(await stores.store().active(partition) or "")
+            mark = (await store.load(partition, [])).watermark
+            if mark is None:
+                continue
+            live = await stores.pipeline_for(partition)
+            if mark.base and not base:
+                raise LogFileError(
+                    f"store {live.store.name!r} has a base of files: name them with --base"
+                )
+            if live.store.name not in scratch:
+                scratch[live.store.name] = await _base(
+                    settings, live, mark, base, options or FileOptions()
+                )
+            found = await verify(
+                settings,
+                live.store,
+                await stores.generation(live.generation),
+                [partition],
+                sample=share,
+                scratch=scratch[live.store.name],
+                into=found,
+                progress=progress,
+            )
         return {
             "users": found.users,
             "different": found.different,
+            "excepted": found.excepted,
             "first_differences": found.first_differences,
         }
     finally:
@@ -121,9 +135,11 @@ async def _generation(settings: Settings, name: str) -> Generation:
     """The generation asked for; for a log in files no Redis is needed."""
     stores = Stores(settings)
     try:
-        if name:
-            return await stores.generation(name)
-        return await stores.generation((await stores.pipeline_for(0)).generation)
+        store = stores.store(await stores.store().active(0) or "")
+        mark = (await store.load(0, [])).watermark
+        # Asked of the registry, which a first start would write to: nothing live may change.
+        known = name or (mark.generation if mark else await stores.registry().champion())
+        return await stores.generation(known) if known else prior(settings.model)
     except FeatureStoreError:
         if name:
             raise

@@ -68,7 +68,9 @@ async def backfill(
                 f"`livevalue stores flip` it"
             )
         served = await stores.generation(generation)
-        done = await build(settings, stores.store(name), served, src, until, options, jobs, progress)
+        done = await build(
+            settings, stores.store(name), served, src, until, options, jobs, progress
+        )
         digest = await digest_of(stores.store(name), range(settings.kafka.partitions))
         return {
             **done.as_json(),
@@ -100,7 +102,9 @@ async def build(
     done = Replayed()
     source = Source(src, settings, options)
     if source.archives:
-        raise LogFileError("an archive is replayed or retrained from; backfill takes kafka or files")
+        raise LogFileError(
+            "an archive is replayed or retrained from; backfill takes kafka or files"
+        )
     if source.file_log is not None:
         pipeline = builder(store, settings, served)
         cut_ms = int(until.timestamp() * 1000) if until else cut_ms
@@ -135,9 +139,14 @@ async def flip(
         known = {info.name: info for info in await store.stores()}
         if name not in known:
             raise Stale(f"there is no store {name!r}: `livevalue stores ls` shows them")
-        for partition in partitions:
+        if missing := sorted(set(partitions) - set(known[name].positions)):
+            raise Stale(
+                f"store {name!r} holds nothing of partitions {missing}: build them first "
+                f"(`livevalue backfill kafka --store {name}`)"
+            )
+        waiting = {p for p in partitions if await store.active(p) != name}
+        for partition in waiting:
             await store.set_next(partition, name)
-        waiting = set(partitions)
         until = asyncio.get_running_loop().time() + patience_s
         while waiting:
             served = {p for p in waiting if await store.active(p) == name}
