@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.backends.link import ErrorReply, Links
 from featurestore.backends.redis import RedisStore

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from kafka import KafkaProducer
+from kafka import KafkaProducer  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from featurestore import times

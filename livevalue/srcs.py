@@ -23,14 +23,10 @@ Type = Annotated[
 OrderLines = Annotated[
     bool, typer.Option("--order-lines", help="Add up the lines of one order_id of one user.")
 ]
-Anonymous = Annotated[
-    Literal["skip", "reject"], typer.Option(help="Rows of files without a user.")
-]
+Anonymous = Annotated[Literal["skip", "reject"], typer.Option(help="Rows of files without a user.")]
 
 
-def options(
-    columns: str, type_: str | None, order_lines: bool, anonymous: str
-) -> FileOptions:
+def options(columns: str, type_: str | None, order_lines: bool, anonymous: str) -> FileOptions:
     """The options as Source takes them."""
     from livevalue.sources import FileOptions, parse_columns
 

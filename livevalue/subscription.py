@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from streams.errors import TopicError
 from streams.settings import KafkaSettings

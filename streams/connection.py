@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from typing import Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from streams.errors import LogError
 from streams.settings import KafkaSettings

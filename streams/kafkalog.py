@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
 
 from streams.connection import aiokafka_options, stop
 from streams.errors import LogTruncated, LogUnavailable

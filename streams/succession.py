@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from featurestore.errors import FeatureStoreError
 from featurestore.store import CommitOutcome, FeatureStore, Watermark

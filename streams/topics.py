@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import kafka.errors as driver
+import kafka.errors as driver  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, NewTopic
+from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
 from streams.settings import KafkaSettings, Settings

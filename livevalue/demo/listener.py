@@ -7,7 +7,7 @@ import queue
 import threading
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from streams.settings import KafkaSettings
 from streams.topics import connection

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.demo.orders import DAY_MS, Orders, Played, simulate

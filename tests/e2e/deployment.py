@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import redis
-from kafka import KafkaConsumer, TopicPartition
-from kafka.producer import KafkaProducer
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from featurestore.digest import exact_fields

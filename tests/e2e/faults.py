@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from tests.e2e.deployment import Audit, Deployment, deployment_settings, some_events

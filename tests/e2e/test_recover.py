@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from livevalue.jobs.recovering import Action

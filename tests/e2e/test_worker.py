@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack

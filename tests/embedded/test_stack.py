@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewTopic
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack, StackError
 from tests.embedded.conftest import eventually, servers_in

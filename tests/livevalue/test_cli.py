@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack

@@ -11,7 +11,7 @@ from itertools import islice
 
 import pytest
 import redis
-from kafka import KafkaProducer
+from kafka import KafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.errors import StoreError
 from featurestore.partitioner import partition

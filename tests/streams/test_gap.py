@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
-from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from streams.errors import LogTruncated, LogUnavailable

@@ -6,8 +6,8 @@ import socket
 import time
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import ConfigResource, NewTopic
+from kafka import KafkaAdminClient, KafkaProducer  # type: ignore[import-untyped]
+from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
