@@ -130,6 +130,17 @@ def cpu_s(pid: int) -> float:
     return (int(after[11]) + int(after[12])) * _TICK_S
 
 
+def waited_s(pid: int) -> float:
+    """Seconds that threads of a process were ready but had no core, from /proc."""
+    total = 0.0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((thread / "schedstat").read_text().split()[1]) / 1e9
+        except OSError:  # it has ended, or the kernel keeps no such figure
+            continue
+    return total
+
+
 class Process:
     """A Python process of the benchmark, its output in a file."""
 

@@ -14,22 +14,23 @@ import time
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from benchmarks import load
-from benchmarks.bench import PARTITIONS, Bench, Process
+from benchmarks.bench import PARTITIONS, Bench, Process, waited_s
 from featurestore.partitioner import partition
 from streams.connection import aiokafka_options
 
+_SEED = 3
 _WARM_S = 3.0
 _AFTER_S = 3.0  # for the last documents
 
 
 def measure(bench: Bench, worker: Process, users: int, rate: int, seconds: float) -> None:
     """Quantiles at `rate` events a second over `seconds`, with the worker caught up."""
-    cpu = worker.cpu_s()
+    cpu, waited = worker.cpu_s(), waited_s(worker.pid)
     sent, seen = asyncio.run(_play(bench, users, rate, seconds + _WARM_S))
-    spent = worker.cpu_s() - cpu
+    spent, waited = worker.cpu_s() - cpu, waited_s(worker.pid) - waited
     began = min(sent.values()) + _WARM_S
     chosen = [event for event, at in sent.items() if at >= began]
     late = np.array([seen[event] - sent[event] for event in chosen if event in seen]) * 1e3
@@ -44,6 +45,9 @@ def measure(bench: Bench, worker: Process, users: int, rate: int, seconds: float
     bench.add("latency.covered", len(late) / len(chosen), "share", f"events with a document; {how}")
     bench.add("latency.worker_cores", spent / (seconds + _WARM_S + _AFTER_S), "cores",
               f"CPU time of the worker / clock time; {how}")  # fmt: skip
+    bench.add("latency.starved", waited / max(waited + spent, 1e-9), "share",
+              "of the time that the worker's threads were ready, they waited for a core: how "
+              f"far the latencies are the machine's own; {how}")  # fmt: skip
 
 
 async def _play(
@@ -86,13 +90,13 @@ async def _send(
 ) -> None:
     kafka = bench.settings.kafka
     count = int(rate * seconds)
-    rows = list(load.events(count, users, int(time.time() * 1000), 1000 / rate, seed=3))
+    rows = list(load.events(count, users, int(time.time() * 1000), 1000 / rate, _SEED))
     began = time.perf_counter()
     for number, (kind, user, body) in enumerate(rows):
         ahead = number / rate - (time.perf_counter() - began)
         if ahead > 0:
             await asyncio.sleep(ahead)
-        sent[f"{3:04d}-{number:010d}"] = time.perf_counter()
+        sent[load.event_id(_SEED, number)] = time.perf_counter()
         await producer.send(
             load.topic_of(bench.settings, kind),
             body,

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from streams.connection import aiokafka_options
@@ -17,6 +17,11 @@ from streams.settings import Settings
 ACTIONS = ("cart_add", "wishlist", "like", "play", "share")
 # 60 % browse, 15 % purchase, 25 % interaction, in turn: events of one user still mix freely.
 _KINDS = ("browse",) * 12 + ("purchase",) * 3 + ("interaction",) * 5
+
+
+def event_id(seed: int, number: int) -> str:
+    """Identity of the event `number` of a load."""
+    return f"{seed:04d}-{number:014d}"
 
 
 def events(
@@ -34,10 +39,10 @@ def events(
         user = f"user-{int(rng.random() * users):06d}"
         body: dict[str, object] = {
             "type": kind,
-            "event_id": f"{seed:04d}-{number:010d}",
+            "event_id": event_id(seed, number),
             "user_id": user,
             "event_time": int(start_ms + number * step_ms),
-            "item_id": f"item-{int(rng.random() * 5000):05d}",
+            "item_id": f"item-{int(rng.random() * 5000):010d}",
             "category": f"category-{int(rng.random() * 40):02d}",
         }
         if kind == "purchase":
