@@ -1,0 +1,1 @@
+"""The mappings that come with Livevalue, a TOML file each; livevalue.mapping interprets them."""
