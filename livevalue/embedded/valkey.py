@@ -53,7 +53,7 @@ class Valkey(Server):
             # `everysec` lost acknowledged commits in 1 of 40 kills, `always` in none of 40.
             f"appendfsync {self.fsync}",
             # By default the file is written anew whenever it has doubled beyond 64 MB: under load
-            # every 15 commits, each with a fork, page faults and a quarter of its time in LZF.
+            # every 15 commits, each with a fork, page faults and a fifth of its time in LZF.
             "auto-aof-rewrite-min-size 512mb",
             "auto-aof-rewrite-percentage 200",
             "rdbcompression no",
