@@ -16,7 +16,8 @@ from typing import Any
 
 from faust.types import TP
 
-from streams.partition import Owner, Surroundings
+from streams.partition import Owner
+from streams.surroundings import Surroundings
 from streams.transport import Consumer, Poll
 
 log = logging.getLogger(__name__)

@@ -31,12 +31,12 @@ from streams.codec import Codec
 from streams.errors import StreamsError
 from streams.logs import configuration
 from streams.metrics import Metrics
-from streams.partition import Surroundings
 from streams.publish import Breath, Pacer
 from streams.serve import Server
 from streams.settings import Settings
 from streams.stores import Stores
 from streams.succession import Succession
+from streams.surroundings import Surroundings
 from streams.watchdog import Watchdog
 
 log = logging.getLogger("streams.app")  # also where this module is run as a script

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.backends.memory import Backing, MemoryStore
 from featurestore.settings import StoreSettings
@@ -26,11 +26,12 @@ from streams.codec import Codec
 from streams.delivery import RawRecord
 from streams.gap import LogReader
 from streams.metrics import Metrics
-from streams.partition import Owner, Surroundings
+from streams.partition import Owner
 from streams.pipeline import Pipeline
 from streams.publish import Breath, Pacer
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.succession import Succession
+from streams.surroundings import Surroundings
 
 START_MS = 1_700_000_000_000
 

@@ -16,7 +16,8 @@ from livevalue.embedded import Stack
 from streams import topics
 from streams.emit import Published
 from streams.errors import PublishError
-from streams.partition import Owner, Rollback
+from streams.held import Held
+from streams.rollback import Rollback
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
 DAY_MS = 86_400_000
@@ -70,12 +71,12 @@ async def test_a_roll_back_behind_equal_positions_is_noticed_by_identity(
     # This owner folds up to the published positions and dies before it publishes anything.
     died = asyncio.Event()
 
-    async def die(self: Owner, roll: Rollback) -> None:
+    async def die(self: Held, roll: Rollback) -> None:
         died.set()
         await asyncio.sleep(3600)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Owner, "_finish_rollback", die)
+        patched.setattr(Held, "make_good", die)
         victim = owning.own()
         await asyncio.wait_for(died.wait(), 20)
         assert victim._task is not None
@@ -219,7 +220,7 @@ async def test_a_store_that_lost_everything_halts_and_says_what_to_run(owning: O
 
 
 async def test_a_topic_made_again_halts_and_says_what_to_run(owning: Owning) -> None:
-    from kafka import KafkaAdminClient
+    from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 
     owning.own()
     await owning.send(40)
@@ -271,7 +272,7 @@ async def test_a_published_record_below_what_the_store_knows_is_read_again(
 async def test_a_published_record_that_stays_lost_ends_in_a_sweep_of_every_user(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streams import partition
+    from streams import claim
     from streams.publish import Publisher
 
     owning.own()
@@ -287,7 +288,7 @@ async def test_a_published_record_that_stays_lost_ends_in_a_sweep_of_every_user(
         return None if len(calls) < 8 else await real(self)
 
     monkeypatch.setattr(Publisher, "last_published", lost)
-    monkeypatch.setattr(partition, "_PUBLISHED_PATIENCE_S", 0.3)
+    monkeypatch.setattr(claim, "_PUBLISHED_PATIENCE_S", 0.3)
     owning.own()
     await owning.settle()
     for _ in range(100):

@@ -1,0 +1,214 @@
+"""The claim of a partition: fence whoever had it, find out where everything stands, reconcile.
+
+In this order: write a new token, start the transactional producer, read the last published
+record, check that log and store are the ones we know. Reconcile: what the outbox names after the
+published record is published; where the published identity is missing from it, Redis was rolled
+back (streams.rollback). A published record that is missing, or lower than the watermark says, is
+not believed but read again; only after a set time is everything swept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
+
+from featurestore.columns import NO_TIME
+from featurestore.errors import StoreMismatch
+from featurestore.store import Claim, Watermark
+from streams import sweep
+from streams.emit import Parked, Published
+from streams.errors import Fenced, PublishError
+from streams.gap import Bounds, LogReader
+from streams.held import Held
+from streams.intake import Intake
+from streams.logid import check_log, check_store
+from streams.pipeline import Pipeline
+from streams.publish import Publisher, Waiting
+from streams.rollback import Rollback, unpublished
+from streams.surroundings import Surroundings
+
+log = logging.getLogger(__name__)
+
+_PUBLISHED_PATIENCE_S = 60.0  # a published record that should be there is read again this long
+
+
+class Claims:
+    """The claims of one partition, and what has to be remembered from one to the next.
+
+    closing: says that the partition was revoked; every await may find it so.
+    progressed: called whenever the publisher got on.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        around: Surroundings,
+        reader: LogReader,
+        intake: Intake,
+        closing: Callable[[], bool],
+        progressed: Callable[[], None],
+    ) -> None:
+        self._partition = partition
+        self._around = around
+        self._reader = reader
+        self._intake = intake
+        self._closing = closing
+        self._progressed = progressed
+        self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
+        self._generation = ""  # as the metrics say
+        self._missing_since: float | None = None
+
+    async def claim(self) -> Held:
+        """Steps 1, 5 and 6 of the protocol; the intake then begins at the watermark."""
+        around, p = self._around, self._partition
+        pipeline = await around.pipeline_for(p)
+        claim = await pipeline.store.claim(p)
+        self._still_ours()
+        around.metrics.claims.inc()
+        self._say_generation(pipeline.generation)
+        _check_settings(claim.watermark, pipeline)
+        log_id = await around.log_id()
+        publisher = Publisher(
+            p,
+            around.settings,
+            pipeline.store,
+            claim.token,
+            log_id,
+            self._reader,
+            around.pacer,
+            around.metrics,
+            self._progressed,
+        )
+        await publisher.start()
+        try:
+            self._still_ours()
+            held = Held(
+                p, pipeline, claim.token, log_id, publisher, around.metrics, claim.watermark
+            )
+            await self._take_on(claim, held)
+        except BaseException:
+            await publisher.stop()
+            raise
+        publisher.begin()
+        return held
+
+    def _still_ours(self) -> None:
+        if self._closing():
+            raise Fenced(f"partition {self._partition} was revoked during its claim")
+
+    def _say_generation(self, generation: str) -> None:
+        gauge, p = self._around.metrics.generation, str(self._partition)
+        if self._generation and self._generation != generation:
+            gauge.remove(p, self._generation)
+        self._generation = generation
+        gauge.labels(p, generation).set(1)
+
+    async def _take_on(self, claim: Claim, held: Held) -> None:
+        """Check that log and store are the ones we know, and go on where the store stands."""
+        p, mark = self._partition, claim.watermark
+        published = await held.publisher.last_published()
+        scores = TopicPartition(self._around.settings.kafka.scores, p)
+        found = await self._reader.bounds([*self._tps, scores])
+        bounds = [found[tp] for tp in self._tps]
+        check_store(p, mark, published, bounds, found[scores])
+        await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
+        self._still_ours()
+        self._begin_at(mark, bounds)
+        await self._reconcile(claim, published, held)
+        log.info(
+            "partition claimed",
+            extra={
+                "partition": p,
+                "positions": [s.position for s in self._intake.sources],
+                "ends": [s.end for s in self._intake.sources],
+                "seq": mark.identity.seq if mark else 0,
+                "outbox": len(claim.outbox),
+                "published_seq": published.identity.seq if published else None,
+                "rolled_back": held.rollback is not None,
+            },
+        )
+
+    def _begin_at(self, mark: Watermark | None, bounds: list[Bounds]) -> None:
+        """Where the store stands; behind a base of files, where the log begins."""
+        count = len(self._tps)
+        positions = mark.positions if mark else (0,) * count
+        if mark is not None and mark.base:
+            positions = tuple(p or b.start for p, b in zip(positions, bounds, strict=True))
+        self._intake.reset(
+            positions,
+            mark.clocks if mark else (NO_TIME,) * count,
+            mark.marks if mark and mark.marks else ("",) * count,
+        )
+        for source, at in zip(self._intake.sources, bounds, strict=True):
+            source.end = at.end
+
+    async def _reconcile(self, claim: Claim, published: Published | None, held: Held) -> None:
+        """What the outbox still has to say, by the identity of what was published last."""
+        mark = claim.watermark
+        known = mark.published if mark else None
+        swept: Waiting | None = None
+        if known is not None and (published is None or published.identity.seq < known.seq):
+            swept = await self._doubt(known.seq, published, held)
+            published = None
+        self._missing_since = None
+        new = unpublished(claim.outbox, published)
+        if new is None:
+            assert published is not None, "without a published record nothing can be missing"
+            self._roll_back(claim, published, held)
+            return
+        if new and mark is not None:
+            users = dict.fromkeys(u for e in new for u in e.users)
+            documents = {u: claim.documents.get(u) or b"" for u in users}
+            parked = [Parked(letter) for e in new for letter in e.letters]
+            held.publisher.put(Waiting(mark.identity, mark.positions, documents, parked))
+        if swept is not None:
+            held.publisher.put(swept)
+
+    async def _doubt(self, known_seq: int, published: Published | None, held: Held) -> Waiting:
+        """A published record is missing or lower than Redis knows: read again, then sweep."""
+        now = time.monotonic()
+        self._missing_since = self._missing_since or now
+        if now - self._missing_since < _PUBLISHED_PATIENCE_S:
+            raise PublishError(
+                f"the last published record of partition {self._partition} is "
+                f"{published.identity.seq if published else 'missing'}, yet the store knows of "
+                f"{known_seq}: reading it again"
+            )
+        log.error(
+            "published record lost, publishing every user again",
+            extra={"partition": self._partition, "known_seq": known_seq},
+        )
+        held.seq_at_least = known_seq
+        done = await held.refresh([], None, "recover", progress=sweep.PENDING)
+        held.watermark = mark = done.watermark
+        return Waiting(mark.identity, mark.positions, done.updates)
+
+    def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:
+        """Redis was rolled back: publish nothing before it has caught up."""
+        self._around.metrics.rolled_back.inc()
+        held.rollback = Rollback.behind(published, claim.outbox)
+        held.seq_at_least = published.identity.seq
+        mark = claim.watermark
+        log.warning(
+            "redis was rolled back",
+            extra={
+                "partition": self._partition,
+                "store_seq": mark.identity.seq if mark else 0,
+                "store_positions": mark.positions if mark else None,
+                "published_seq": published.identity.seq,
+                "published_positions": published.positions,
+                "users": len(held.rollback.users),
+            },
+        )
+
+
+def _check_settings(mark: Watermark | None, pipeline: Pipeline) -> None:
+    """Raise StoreMismatch where the store was folded with other settings than these."""
+    if mark is not None and mark.fingerprint != pipeline.fingerprint:
+        raise StoreMismatch(
+            f"store {pipeline.store.name!r} was folded with other settings than these: "
+            "`livevalue doctor` names the key; to change the past, build a store aside"
+        )

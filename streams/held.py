@@ -1,0 +1,117 @@
+"""What one claim of a partition gave: the right to commit, and what is known on the strength of it.
+
+Everything that an owner writes goes through here, compared against the watermark that it believes
+in. Only OK is progress; anything else raises, and the owner forgets the whole of this and claims
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featurestore.store import CommitOutcome, Watermark
+from streams.emit import Parked
+from streams.errors import Fenced, Stale
+from streams.intake import Taken
+from streams.metrics import Metrics
+from streams.pipeline import Pipeline, Positions, Processed
+from streams.publish import Publisher, Waiting
+from streams.rollback import Rollback
+
+log = logging.getLogger(__name__)
+
+REFRESH_USERS = 400  # a commit
+
+
+@dataclass(slots=True)
+class Held:
+    """One partition, claimed; forgotten as a whole."""
+
+    partition: int
+    pipeline: Pipeline
+    token: str
+    log_id: str
+    publisher: Publisher
+    metrics: Metrics
+    watermark: Watermark | None
+    rollback: Rollback | None = None
+    seq_at_least: int = 0
+    moved_s: float = 0.0  # when `advance` was last called, by the monotonic clock
+
+    async def process(self, taken: Taken, idle: tuple[bool, ...], now_ms: int) -> Processed:
+        """Fold and commit one batch; the outcome is the caller's to `demand`."""
+        return await self.pipeline.process(
+            self.partition,
+            self.token,
+            self.watermark,
+            Positions(taken.positions, taken.marks, self.log_id, idle),
+            taken.batch,
+            taken.rejected,
+            now_ms,
+            seq_at_least=self.seq_at_least,
+        )
+
+    async def refresh(
+        self, users: Sequence[str], as_of_ms: int | None, cause: str, *, progress: str = ""
+    ) -> Processed:
+        """Commit documents of `users` anew without moving a position; raises unless OK."""
+        assert self.watermark is not None
+        done = await self.pipeline.refresh(
+            self.partition,
+            self.token,
+            self.watermark,
+            users,
+            as_of_ms,
+            cause,
+            seq_at_least=self.seq_at_least,
+            progress=progress,
+        )
+        self.demand(done)
+        return done
+
+    def demand(self, done: Processed) -> None:
+        """Only OK is progress; everything else is the one way back."""
+        outcome = "MOVED" if done.outcome is None else str(done.outcome)
+        self.metrics.commits.labels(outcome).inc()
+        if done.outcome is CommitOutcome.OK:
+            return
+        if done.outcome is CommitOutcome.FENCED:
+            raise Fenced(f"another worker claimed partition {self.partition}")
+        raise Stale(f"partition {self.partition}: {outcome}, the store is not where we thought")
+
+    def advance(self, done: Processed, parked: Sequence[Parked] = ()) -> None:
+        """The commit stands: pass on what it has to say."""
+        self.watermark = mark = done.watermark
+        self.moved_s = time.monotonic()
+        if self.rollback is not None:
+            self.rollback.saw(done.updates, parked)
+            return
+        self.publisher.put(Waiting(mark.identity, mark.positions, done.updates, list(parked)))
+
+    async def make_good(self, roll: Rollback) -> None:
+        """Publish once each user touched since, under a seq beyond both, in one transaction.
+
+        All pages are committed before any is published: a crash in between finds the published
+        identity still missing from the outbox and does all of it again.
+        """
+        users = sorted(roll.users)
+        waiting = []
+        for low in range(0, max(1, len(users)), REFRESH_USERS):
+            done = await self.refresh(users[low : low + REFRESH_USERS], None, "recover")
+            self.watermark = mark = done.watermark
+            waiting.append(Waiting(mark.identity, mark.positions, done.updates))
+        waiting[-1].parked += roll.parked
+        self.rollback = None
+        for commit in waiting:
+            self.publisher.put(commit)
+        log.warning(
+            "roll-back made good",
+            extra={
+                "partition": self.partition,
+                "users": len(users),
+                "seq": self.watermark.identity.seq if self.watermark else 0,
+            },
+        )

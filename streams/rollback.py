@@ -1,0 +1,56 @@
+"""The rule for a Redis that was rolled back behind what is published.
+
+Redis was rolled back if the published identity is not in the outbox that a claim returned;
+positions may be equal all the same. Then nothing is published, and processing does not wait for
+the outbox, until the watermark has reached the published positions in every source. After that
+each user touched since is published once under seq = max(both) + 1, and only dead letters at or
+beyond their source's published position (streams.held does it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from featurestore.store import OutboxEntry, Watermark
+from streams.emit import Parked, Published
+
+
+def unpublished(
+    outbox: Sequence[OutboxEntry], published: Published | None
+) -> Sequence[OutboxEntry] | None:
+    """Entries after the published one; None where it is missing: Redis was rolled back."""
+    if published is None:
+        return outbox
+    at = [i for i, entry in enumerate(outbox) if entry.identity == published.identity]
+    return outbox[at[-1] + 1 :] if at else None
+
+
+@dataclass(slots=True)
+class Rollback:
+    """One roll-back on its way to be made good."""
+
+    published: Published
+    users: set[str]  # touched since: each is published once
+    parked: list[Parked]  # dead letters at or beyond the published positions
+
+    @classmethod
+    def behind(cls, published: Published, outbox: Sequence[OutboxEntry]) -> Rollback:
+        """A store whose outbox lacks what was published last."""
+        made = cls(published, set(), [])
+        for entry in outbox:
+            made.saw(entry.users, [Parked(letter) for letter in entry.letters])
+        return made
+
+    def saw(self, users: Iterable[str], parked: Iterable[Parked]) -> None:
+        """Take in what was committed and is not published."""
+        self.users.update(users)
+        ends = self.published.positions
+        self.parked += [x for x in parked if x.letter.offset >= ends[x.letter.source]]
+
+    def caught_up(self, mark: Watermark | None) -> bool:
+        """Whether the watermark has reached the published positions in every source."""
+        if mark is None:
+            return False
+        pairs = zip(mark.positions, self.published.positions, strict=True)
+        return all(have >= need for have, need in pairs)
