@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.settings import FeatureSettings
 from livevalue.embedded import Stack
@@ -118,6 +118,11 @@ async def test_positions_over_aborted_records_alone_are_committed_too(owning: Ow
     await producer.send(owning.settings.kafka.sources[0], b"never", partition=0)
     await producer.abort_transaction()
     await producer.stop()
+    # The broker writes the marker after it has answered.
+    for _ in range(400):
+        if await owning.end() == 12:
+            break
+        await asyncio.sleep(0.02)
     await owning.show_end()
     await owning.settle()
     assert owner.watermark is not None and owner.watermark.positions == (12,)
