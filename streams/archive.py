@@ -15,14 +15,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from featurestore.columns import NO_TIME
+from featurestore.columns import NO_TIME, EventBatch
 from streams.codec import Codec, merge
 from streams.errors import LogFileError, LogReset
 from streams.kafkalog import KafkaLog
@@ -248,12 +248,17 @@ async def archive_steps(
             if decoded.batch.size:
                 newest = int(decoded.batch.events["time_ms"].max())
                 clocks[source] = max(clocks[source], newest)
-            yield Step(
-                partition,
-                merge([decoded]),
-                decoded.rejected,
-                Positions(tuple(position), ("",) * len(sources), "", (False,) * len(sources)),
-            )
+            yield Step(partition, merge([decoded]), decoded.rejected, _at(position))
+        bounds = [archive_bounds(folder, topic, partition) for topic in sources]
+        ends = [held[1] if held else 0 for held in bounds]
+        if position != ends:
+            # Markers of transactions after the last record are positions, too.
+            yield Step(partition, EventBatch.empty(), [], _at(ends))
+
+
+def _at(position: Sequence[int]) -> Positions:
+    sources = len(position)
+    return Positions(tuple(position), ("",) * sources, "", (False,) * sources)
 
 
 def _chunks(folder: Path, topic: str, partition: int, size: int) -> Iterator[list[Record]]:
