@@ -19,8 +19,8 @@ from featurestore import times
 from featurestore.events import MODELS, NotJson, loads
 from livevalue.mapping import amounts
 from livevalue.mapping.paths import Entry, at, text, unfolded
+from livevalue.mapping.spec import Id, Rule, Sum
 from livevalue.mapping.spec import Mapping as Spec
-from livevalue.mapping.spec import Rule, Sum
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://livevalue/mapping")  # stored in ids: fixed
 _LONGEST_ID = 128
@@ -181,7 +181,7 @@ class Mapper:
         time_ms, digits = self._time(place)
         made: dict[str, Any] = {
             "type": rule.type,
-            "event_id": self._id(place, digits),
+            "event_id": self._id(rule.id or self._spec.id, place, digits),
             "user_id": user,
             "event_time": times.text(time_ms),
         }
@@ -250,18 +250,18 @@ class Mapper:
             raise _Park("invalid_time", f"{said} {spec.unit} is before 1980: in another unit?")
         return ms, said
 
-    def _id(self, place: _Place, digits: str) -> str:
-        found = text(place.entry.first(self._spec.id.paths, self._spec.message.empty))
+    def _id(self, spec: Id, place: _Place, digits: str) -> str:
+        found = text(place.entry.first(spec.paths, self._spec.message.empty))
         if found is not None:
             return found if len(found) <= _LONGEST_ID else _uuid5("long", found)
-        if not self._spec.id.uuid5:
+        if not spec.uuid5:
             # Without an id of the vendor's the message itself is one: read again it is the same.
             return _uuid5("content", place.raw.hex(), str(place.index))
         special = {"#index": str(place.index), "#name": place.name, "#time": digits}
         return _uuid5(
             *(
                 special[part] if part in special else text(place.entry.first(part.split("|"))) or ""
-                for part in self._spec.id.uuid5
+                for part in spec.uuid5
             )
         )
 

@@ -104,6 +104,7 @@ class Rule(_Part):
     action: str = Field("", description="of an interaction")
     refund: bool = Field(False, description="of a purchase: it is negative")
     fields: dict[str, Paths] = Field({}, description="other paths than the table `fields` has")
+    id: Id | None = Field(None, description="what makes the id of these, if not the usual")
     money_unit: MoneyUnit | None = Field(None, description="of a purchase, if another than usual")
     park: str = Field("", description="do not map, and say this")
 

@@ -20,8 +20,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from kafka.admin import KafkaAdminClient, NewTopic  # type: ignore[import-untyped]
 
 from featurestore.events import parse
 from featurestore.partitioner import partition
@@ -309,6 +309,7 @@ def test_a_mapping_of_one_s_own_extends_one_of_ours(tmp_path: Path) -> None:
         '[[rules]]\nnames = ["Button Pressed"]\ntype = "interaction"\naction = "press"\n'
         '[[rules]]\nnames = ["Product Viewed"]\ntype = "ignore"\n'
         '[[rules]]\nnames = ["Ticket Bought"]\ntype = "purchase"\nmoney_unit = "micro"\n'
+        'id = { paths = ["properties.order_id"] }\n'
     )
     mapper = Mapper(load(str(path)))
     pressed = _one(_track("Button Pressed"), mapper).event
@@ -316,7 +317,9 @@ def test_a_mapping_of_one_s_own_extends_one_of_ours(tmp_path: Path) -> None:
     assert pressed["action"] == "press"
     assert _one(_track("Product Viewed"), mapper).status == "ignored"
     assert _one(_track("Order Completed", revenue=1999, currency="EUR"), mapper).micro == 19_990_000
-    assert _one(_track("Ticket Bought", revenue=4990000, currency="EUR"), mapper).micro == 4_990_000
+    bought = _one(_track("Ticket Bought", revenue=4990000, currency="EUR", order_id="o-1"), mapper)
+    assert bought.event is not None
+    assert (bought.micro, bought.event["event_id"]) == (4_990_000, "o-1")
 
 
 @pytest.mark.parametrize(
