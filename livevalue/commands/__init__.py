@@ -11,6 +11,7 @@ HOME = {
     "settings": "settings",
     "doctor": "settings",
     "send": "sending",
+    "map": "map",
     "get": "reading",
     "top": "reading",
     "subscribe": "reading",
