@@ -16,7 +16,6 @@ from collections.abc import Callable
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
-from featurestore.errors import StoreMismatch
 from featurestore.store import Claim, Watermark
 from streams import sweep
 from streams.emit import Parked, Published
@@ -25,7 +24,6 @@ from streams.gap import Bounds, LogReader
 from streams.held import Held
 from streams.intake import Intake
 from streams.logid import check_log, check_store
-from streams.pipeline import Pipeline
 from streams.publish import Publisher, Waiting
 from streams.rollback import Rollback, unpublished
 from streams.surroundings import Surroundings
@@ -69,7 +67,10 @@ class Claims:
         self._still_ours()
         around.metrics.claims.inc()
         self._say_generation(pipeline.generation)
-        _check_settings(claim.watermark, pipeline)
+        await pipeline.fingerprint.check(pipeline.store, claim.watermark)
+        if claim.watermark is not None:
+            # Of a store begun by a recovery, or of which the blob was lost.
+            await pipeline.fingerprint.keep(pipeline.store)
         log_id = await around.log_id()
         publisher = Publisher(
             p,
@@ -202,13 +203,4 @@ class Claims:
                 "published_positions": published.positions,
                 "users": len(held.rollback.users),
             },
-        )
-
-
-def _check_settings(mark: Watermark | None, pipeline: Pipeline) -> None:
-    """Raise StoreMismatch where the store was folded with other settings than these."""
-    if mark is not None and mark.fingerprint != pipeline.fingerprint:
-        raise StoreMismatch(
-            f"store {pipeline.store.name!r} was folded with other settings than these: "
-            "`livevalue doctor` names the key; to change the past, build a store aside"
         )

@@ -10,7 +10,6 @@ little-endian length; they are joined and split only here. Times are integer mil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import time
@@ -24,7 +23,6 @@ import numpy.typing as npt
 from featurestore.clock import Clocks
 from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome
 from featurestore.errors import StateFormatError
-from featurestore.features import FEATURES
 from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.state import States, history
 from featurestore.store import (
@@ -40,6 +38,7 @@ from featurestore.store import (
 from scoring.documents import Cause, Documents
 from scoring.scorer import Scorer
 from streams.deadletter import Reason, Rejected
+from streams.fingerprint import Fingerprint
 from streams.settings import Settings
 
 _LENGTH = struct.Struct("<I")
@@ -102,22 +101,6 @@ class Processed:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def fingerprint(settings: Settings, generation: str) -> str:
-    """What a store's name stands for: everything that changes a folded state or its value."""
-    what = {
-        "features": settings.features.model_dump(mode="json"),
-        "table": [f.name for f in FEATURES],
-        "value": settings.value.model_dump(mode="json"),
-        "sources": settings.kafka.sources,
-        "partitions": settings.kafka.partitions,
-        "partitioner": settings.kafka.partitioner,
-        "horizons": settings.model.horizons_days,
-        "silence": settings.model.silence_days,  # the last document's curve is kept with the state
-        "generation": generation,
-    }
-    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 def join(state: bytes, score: bytes) -> bytes:
     """One row of the store.
 
@@ -167,7 +150,7 @@ class Pipeline:
         self._fold = FoldSettings.of(settings.features, settings.kafka.sources)
         self._cut_folds: dict[int, FoldSettings] = {}
         self.generation = scorer.generation.id
-        self.fingerprint = fingerprint(settings, self.generation)
+        self.fingerprint = Fingerprint(settings, self.generation)
         self.documents = Documents(settings.value, settings.model, scorer.generation)
         self._max_bytes = int(settings.store.max_commit_mib * (1 << 20))
 
@@ -191,8 +174,12 @@ class Pipeline:
         after: where the batch ends. rejected: what could not be decoded up to there.
         capped: a step too large for one commit is refused with `split`.
         base: given while files are folded as the store's base; see `Base`.
-        Raises StoreUnavailable with an unknown outcome: forget and claim again.
+        Raises StoreUnavailable with an unknown outcome: forget and claim again. Raises
+        StoreMismatch where the store was folded with other settings.
         """
+        await self.fingerprint.check(self.store, before)
+        if before is None:
+            await self.fingerprint.keep(self.store)
         loaded = await self.store.load(partition, batch.users)
         if not _same(loaded, token, before):
             return Processed(None, _or_empty(before, after, self))
@@ -209,7 +196,7 @@ class Pipeline:
             identity=Identity(seq, token),
             log_id=after.log_id,
             marks=after.marks,
-            fingerprint=self.fingerprint,
+            fingerprint=self.fingerprint.text,
             generation=self.generation,
             base=base if base is not None else (before.base if before else ""),
             published=before.published if before else None,
@@ -247,6 +234,7 @@ class Pipeline:
         roll-back of Redis). as_of_ms None keeps each user's own time. `progress` is kept in the
         watermark with the rest, so that a roll-back redoes what it undid.
         """
+        await self.fingerprint.check(self.store, before)
         loaded = await self.store.load(partition, users)
         seq = max(before.identity.seq, seq_at_least) + 1
         watermark = Watermark(
@@ -255,7 +243,7 @@ class Pipeline:
             identity=Identity(seq, token),
             log_id=before.log_id,
             marks=before.marks,
-            fingerprint=self.fingerprint,
+            fingerprint=self.fingerprint.text,
             generation=self.generation,
             base=before.base,
             published=before.published,
@@ -443,7 +431,7 @@ def _or_empty(before: Watermark | None, after: Positions, pipeline: Pipeline) ->
         identity=Identity(0, ""),
         log_id=after.log_id,
         marks=("",) * sources,
-        fingerprint=pipeline.fingerprint,
+        fingerprint=pipeline.fingerprint.text,
         generation=pipeline.generation,
     )
 

@@ -39,7 +39,8 @@ class Takeover:
     ) -> Takeover:
         """Claim the other store, which fences its builder, and load its generation.
 
-        Raises Stale where the other store holds nothing of the partition.
+        Raises Stale where the other store holds nothing of the partition, StoreMismatch where
+        it was built with other settings than ours.
         """
         claim = await other.claim(partition)
         if claim.watermark is None:
@@ -48,6 +49,7 @@ class Takeover:
                 f"(`livevalue backfill kafka --store {other.name}`)"
             )
         pipeline = builder(other, settings, await find(claim.watermark.generation))
+        await pipeline.fingerprint.check(other, claim.watermark)
         done = Replayed(watermarks={partition: claim.watermark})
         return cls(pipeline, partition, claim.token, done)
 

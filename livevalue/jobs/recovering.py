@@ -29,10 +29,10 @@ from livevalue.output import Refused
 from streams import sweep, topics
 from streams.app import log_id
 from streams.emit import Published
+from streams.fingerprint import Fingerprint
 from streams.gap import Bounds, LogReader
 from streams.logid import record_mark
 from streams.metrics import Metrics
-from streams.pipeline import fingerprint
 from streams.publish import Pacer, Publisher
 from streams.replay import Progress
 from streams.settings import Settings
@@ -170,7 +170,7 @@ def wipe(settings: Settings, partition: int, found: Found, generation: str) -> P
         identity=Identity(found.seq, ""),
         log_id=found.log_id,
         marks=("",) * count,
-        fingerprint=fingerprint(settings, generation),
+        fingerprint=Fingerprint(settings, generation).text,
         generation=generation,
         idle=(False,) * count,
     )

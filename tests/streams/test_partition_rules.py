@@ -144,8 +144,11 @@ async def test_settings_that_change_the_fold_halt_before_anything_is_written(
     owner = owning.own()
     assert owner is not before
     await owning.until(lambda: bool(owner.halted))
-    assert "other settings" in owner.halted
-    assert (await owning.store.load(0, [])).watermark is not None
+    name = "LIVEVALUE_FEATURES__HALF_LIVES_DAYS"
+    assert f"{name} ([14.0, 45.0, 120.0] in the store, [1.0, 2.0, 3.0] in the se" in owner.halted
+    assert owner.halted.count("LIVEVALUE_") == 1
+    held = (await owning.store.load(0, [])).watermark
+    assert held is not None and held.positions == (10,)
 
 
 async def test_keys_of_another_partitioner_halt_with_the_name_of_the_setting(
