@@ -106,7 +106,7 @@ def _wrong_setting(error: ValidationError) -> str:
     """
     first = error.errors(include_url=False, include_context=False)[0]
     place = "__".join(str(part) for part in first["loc"]).upper()
-    secret = any(word in place for word in ("PASSWORD", "URL"))
+    secret = any(word in place for word in ("PASSWORD", "TOKEN", "URL"))
     given = "" if secret else f" (it is {first['input']!r})"
     if error.title != "Settings" and error.title != "_Read":
         return f"{place.lower() or error.title}: {first['msg']}{given}"

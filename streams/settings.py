@@ -93,6 +93,17 @@ class WorkerSettings(_Section):
     )
 
 
+class ServeSettings(_Section):
+    """HTTP and the console: `livevalue serve`."""
+
+    host: str = Field("127.0.0.1", description="address; set a token before others can reach it")
+    port: int = Field(8080, ge=0, le=65535, description="0 = free")
+    token: SecretStr = Field(
+        SecretStr(""), description="clients send it as `Authorization: Bearer`; none: all may read"
+    )
+    token_file: str = Field("", description="file that holds the token, where `token` is not set")
+
+
 class Settings(BaseSettings):
     """Livevalue's settings: defaults < livevalue.toml < environment < arguments."""
 
@@ -110,6 +121,7 @@ class Settings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     model: ModelSettings = ModelSettings()
     worker: WorkerSettings = WorkerSettings()
+    serve: ServeSettings = ServeSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -18,6 +18,7 @@ HOME = {
     "demo": "demo",
     "init": "init",
     "run": "run",
+    "serve": "serve",
     "dlq": "letters",
     "erase": "letters",
     "recover": "recover",
