@@ -233,9 +233,9 @@ class Deployment:
         finally:
             consumer.close()
 
-    def watermarks(self) -> dict[int, dict[str, Any]]:
-        """Positions, seq and what is published of each partition, from Redis."""
-        name = self.settings.store.name
+    def watermarks(self, name: str = "") -> dict[int, dict[str, Any]]:
+        """Positions, seq and what is published of each partition of a store, from Redis."""
+        name = name or self.settings.store.name
         marks = {}
         for p in range(self.settings.kafka.partitions):
             held: Any = self.redis.hgetall(f"lv:{name}:{{{p}}}:wm")

@@ -38,21 +38,35 @@ def test_live_replay_backfill_and_archive_agree(
     batch: int,
     quiet: Quiet,
 ) -> None:
-    # A silent source is idle soon, so that events of others settle without it.
+    # A silent source is idle soon, so that events of others settle without it; one that is only
+    # behind is waited for.
+    silent = quiet != Quiet()
     settings = shaped(
-        stack, topic_prefix, mixed=mixed, partitions=partitions, batch=batch, idle_after_s=1.0
+        stack,
+        topic_prefix,
+        mixed=mixed,
+        partitions=partitions,
+        batch=batch,
+        idle_after_s=1.0 if silent else 3600.0,
     )
     log = nasty(2500, users=80, seed=20 + partitions, quiet=quiet)
     with Deployment(settings, tmp_path) as deployment:
         serve(settings, generation())
         worker = deployment.start()
-        if not mixed:  # one topic is read far ahead of the others
+        if silent:
+            send(deployment, log[:1500])
+            deployment.settle()
+            time.sleep(1.5)
+            send(deployment, log[1500:])
+        elif not mixed:  # one topic is read far ahead of the others
             send(deployment, [sent for sent in log if sent.type == "purchase"])
             deployment.settle()
             send(deployment, [sent for sent in log if sent.type != "purchase"])
         else:
             send(deployment, log)
         deployment.settle()
+        if silent:
+            assert any("1" in mark["idle"] for mark in deployment.watermarks().values())
         now = live(settings)
         assert now["users"] > 70
         assert now["applied"] > 2000
@@ -63,8 +77,7 @@ def test_live_replay_backfill_and_archive_agree(
         assert found["users"] >= now["users"]
         facts = asyncio.run(archive_log(settings, tmp_path / "archive"))
         assert facts["events"] == len(log)
-        again = replayed(settings, tmp_path / "archive")
-        assert (again["digest"], again["applied"]) == (now["digest"], now["applied"])
+        assert replayed(settings, tmp_path / "archive")["digest"] == now["digest"]
         assert worker.stop() == 0
 
 
@@ -103,12 +116,11 @@ def test_what_was_killed_in_the_middle_goes_on_where_it_stopped(
 
         job = process(deployment, "backfill", "kafka", "--store", "aside", "--jobs", "1")
         until = time.monotonic() + 60
-        while not deployment.redis.keys("lv:aside:{*}:wm") and time.monotonic() < until:
+        while not deployment.watermarks("aside") and time.monotonic() < until:
             time.sleep(0.002)
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
-        begun = len(deployment.redis.keys("lv:aside:{*}:wm"))
+        assert deployment.watermarks("aside")
         resumed = built(settings, "kafka")
         assert resumed["digest"] == expected["digest"]
-        if begun < 8:
-            assert 0 < resumed["events"] < expected["events"]
+        assert resumed["events"] < expected["events"]
