@@ -36,7 +36,7 @@ KAFKA = "kafka:"
 _POLL_MS = 500
 _BATCH = 2_000  # messages between two flushes
 _SEND_S = 60.0
-_ALONE_S = 30.0  # without a partition of one's own; then other members have them all
+_ALONE_S = 60.0  # without a partition of one's own; a member that died is out long before
 _STAGE = "__connect.errors.stage"
 _LETTER_RECORDS = 4  # a letter may be as long as this many of the largest records (topics.wanted)
 
@@ -189,6 +189,8 @@ def from_kafka(
             isolation_level="read_committed",
             max_partition_fetch_bytes=4 << 20,
             max_poll_records=_BATCH,
+            session_timeout_ms=int(kafka.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(kafka.heartbeat_s * 1000),
             # A batch is mapped and flushed between two polls; the broker may be slow.
             max_poll_interval_ms=600_000,
         )
@@ -245,7 +247,10 @@ def _follow(
         if mine and all(consumer.position(tp) >= ends[tp] for tp in mine):
             return
         if not mine and time.monotonic() - began > _ALONE_S:
-            return
+            raise Refused(
+                "other members of this consumer group have all partitions: stop one of them, or "
+                "map with another --group"
+            )
 
 
 def _take(batch: Sequence[Taken], mapper: Mapper, report: Report, outlet: Outlet | None) -> None:

@@ -436,18 +436,24 @@ def _read(bootstrap: str, topic: str) -> list[Any]:
         consumer.close()
 
 
-def test_a_topic_is_mapped_resumed_and_followed_until_sigterm(
-    stack: Stack, topic_prefix: str, tmp_path: Path
-) -> None:
-    found = settings(stack.bootstrap, stack.redis_url, 10, topic_prefix)
+def _deployed(stack: Stack, prefix: str) -> tuple[KafkaSettings, str, dict[str, str]]:
+    """A deployment with its topics made, a vendor's topic of two partitions, the environment."""
+    found = settings(stack.bootstrap, stack.redis_url, 10, prefix)
     topics.apply(found)
-    kafka, theirs = found.kafka, f"{topic_prefix}theirs"
+    kafka, theirs = found.kafka, f"{prefix}theirs"
     given_ = ("bootstrap", "browse", "purchase", "interaction", "scores", "dlq", "partitions")
     environment = {f"LIVEVALUE_KAFKA__{name.upper()}": str(getattr(kafka, name)) for name in given_}
-    environment["LIVEVALUE_KAFKA__APP"] = topic_prefix.rstrip(".")
+    environment["LIVEVALUE_KAFKA__APP"] = prefix.rstrip(".")
     admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
     admin.create_topics([NewTopic(theirs, 2, 1)], wait_for_metadata=True)
     admin.close()
+    return kafka, theirs, environment
+
+
+def test_a_topic_is_mapped_resumed_and_followed_until_sigterm(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    kafka, theirs, environment = _deployed(stack, topic_prefix)
     lines = _messages("segment")
     producer = KafkaProducer(bootstrap_servers=stack.bootstrap, acks="all")
 
@@ -512,3 +518,35 @@ def test_a_topic_is_mapped_resumed_and_followed_until_sigterm(
         producer.close()
     assert following.returncode == 0, complaints
     assert json.loads((tmp_path / "last.json").read_text())["mapped"] == 1
+
+
+@pytest.mark.slow
+def test_a_mapper_that_is_killed_leaves_no_message_out(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    kafka, theirs, environment = _deployed(stack, topic_prefix)
+    many = 30_000
+    producer = KafkaProducer(bootstrap_servers=stack.bootstrap, acks="all", linger_ms=20)
+    for at in range(many):
+        producer.send(theirs, _track("Product Added", {"messageId": str(at)}), partition=at % 2)
+    producer.flush(60)
+    producer.close()
+    asked = ("--source", f"kafka:{theirs}", "--as", "segment", "--until-end")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "livevalue.cli", "map", *asked],
+        cwd=tmp_path,
+        env=_environment(environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends and not _read(stack.bootstrap, kafka.interaction):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait(30)
+    before = len(_read(stack.bootstrap, kafka.interaction))
+    done = _run(tmp_path, *asked, "--json", "out.json", **environment)
+    assert done.returncode == 0, done.stderr
+    produced = [json.loads(r.value)["event_id"] for r in _read(stack.bootstrap, kafka.interaction)]
+    assert set(produced) == {str(at) for at in range(many)}
+    assert 0 < before < many
