@@ -1,8 +1,9 @@
 """One consumer of `scores` for every client of the updates stream.
 
-Each client has a `Feed`, a bounded queue of messages that are encoded once for all. A client
-that reads too slowly loses its oldest updates and is told how many: nobody waits for it, and
-memory stays bounded. Of what is on the stream:
+Each client has a `Feed`, a bounded queue of messages that are encoded once for all. A burst waits
+a second at most for clients that are not through with what came before. One that needs longer
+loses its oldest updates and is told how many, and nobody waits for it again until it has caught
+up: memory and delay stay bounded. Of what is on the stream:
 
     event: update   data: the document               as published (contracts/value.json)
     event: erased   data: {"user_id", "erased"}      the user was erased
@@ -38,6 +39,8 @@ CLIENTS = 1000  # at once: a file descriptor each, of the 1,024 that many system
 HEARTBEAT_S = 15.0  # proxies close a connection that is silent for 30 to 60 s
 _CHUNK = 64 << 10  # bytes handed to the socket at once; what waits beyond can still be dropped
 _POLL_MS = 500
+_PAGE = 200  # records broadcast in one step
+_PATIENCE_S = 1.0
 _LOOK_S = 5.0  # of silence until the broker is asked whether it is there
 _ANSWER_S = 4.0
 _AGAIN_S = 2.0
@@ -69,6 +72,12 @@ class Feed:
         self._lost = 0
         self._some = asyncio.Event()
         self._ended = False
+        self.behind = False  # was waited for in vain, and has not caught up since
+
+    @property
+    def crowded(self) -> bool:
+        """Would another page push out what waits?"""
+        return len(self._waiting) + _PAGE > self._room
 
     def put(self, text: bytes) -> None:
         """Queue a message; where there is no room the oldest gives way."""
@@ -100,6 +109,7 @@ class Feed:
             elif self._ended:
                 return
             else:
+                self.behind = False
                 self._some.clear()
                 try:
                     await asyncio.wait_for(self._some.wait(), heartbeat_s)
@@ -202,7 +212,7 @@ class Updates:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while True:
-            pages = await consumer.getmany(timeout_ms=_POLL_MS)
+            pages = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_PAGE)
             for page in pages.values():
                 for record in page:
                     self._send(record)
@@ -210,6 +220,7 @@ class Updates:
                 asked = loop.time()
                 self._well(missed=False)
                 await asyncio.sleep(0)  # a full topic must not keep the loop from its clients
+                await self._room()
             elif loop.time() - asked > _LOOK_S:
                 # A consumer waits for its broker without a word, and keeps its positions.
                 try:
@@ -219,6 +230,17 @@ class Updates:
                 else:
                     self._well(missed=False)
                 asked = loop.time()
+
+    async def _room(self) -> None:
+        """Wait a little until all who keep up have room for the next page."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE_S
+        while slow := [feed for feed in self._feeds if feed.crowded and not feed.behind]:
+            if loop.time() > until:
+                for feed in slow:
+                    feed.behind = True
+                return
+            await asyncio.sleep(0.01)
 
     def _send(self, record: Any) -> None:
         if not self._feeds or record.key is None:
