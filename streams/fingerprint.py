@@ -17,7 +17,10 @@ from featurestore.features import FEATURES
 from featurestore.store import FeatureStore, Watermark
 from streams.settings import Settings
 
-_AGAIN = "Set what the store has, or build a store aside with the new settings"
+_WAYS = (
+    "Set what the store has, or fold the log again with these settings: "
+    "`livevalue recover rebuild --dry-run`"
+)
 _SINGLE = {
     "partitions": "LIVEVALUE_KAFKA__PARTITIONS",
     "partitioner": "LIVEVALUE_KAFKA__PARTITIONER",
@@ -68,8 +71,7 @@ class Fingerprint:
         else:
             said = "; ".join(differences(json.loads(kept), json.loads(self.content)))
         raise StoreMismatch(
-            f"store {store.name!r} was folded with other settings than these: {said}. {_AGAIN} "
-            "(docs/operations.md, Upgrade)"
+            f"store {store.name!r} was folded with other settings than these: {said}. {_WAYS}"
         )
 
 

@@ -34,7 +34,7 @@ from streams.settings import Settings
 # Below the broker's default limit of a batch (1 MiB) by a wide margin for record overhead.
 _BATCH_BYTES = 900_000
 _LETTER_RECORDS = 4  # topics.py lets the DLQ hold this many times the largest record, and headers
-_DLQ_PARTITION = 0  # it has one
+_DLQ_PARTITION = 0  # streams.topics makes it with one: letters are few, and read in one place
 _COSTLY_S = 0.02
 _START_S = 20.0
 _TRANSACTION_S = 20.0
