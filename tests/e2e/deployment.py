@@ -234,11 +234,15 @@ class Deployment:
             consumer.close()
 
     def watermarks(self, name: str = "") -> dict[int, dict[str, Any]]:
-        """Positions, seq and what is published of each partition of a store, from Redis."""
-        name = name or self.settings.store.name
+        """Positions, seq and what is published of each partition of a store, from Redis.
+
+        Without a name, of the store that serves the partition.
+        """
         marks = {}
         for p in range(self.settings.kafka.partitions):
-            held: Any = self.redis.hgetall(f"lv:{name}:{{{p}}}:wm")
+            active: Any = self.redis.get(f"lv:{{{p}}}:active")
+            store = name or (active.decode() if active else self.settings.store.name)
+            held: Any = self.redis.hgetall(f"lv:{store}:{{{p}}}:wm")
             if held and b"positions" in held:
                 marks[p] = {k.decode(): v.decode(errors="replace") for k, v in held.items()}
         return marks
