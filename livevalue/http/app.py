@@ -60,6 +60,11 @@ _AWAY: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "Redis or Kafka is away, or there are no values yet"}
 }
 
+_ASKED: dict[int | str, dict[str, Any]] = {
+    **_AWAY,
+    422: {"model": Problem, "description": "A wrong question; the message says what is wrong"},
+}
+
 
 def create_app(settings: Settings, *, token: str = "", heartbeat_s: float = HEARTBEAT_S) -> FastAPI:
     """The application of one deployment; `token` "" asks for none."""
@@ -106,7 +111,7 @@ def create_app(settings: Settings, *, token: str = "", heartbeat_s: float = HEAR
     responses={
         200: {"model": UserValue, "description": "The document"},
         404: {"model": Problem, "description": "No event of this user has been folded"},
-        **_AWAY,
+        **_ASKED,
     },
 )
 def value_of_a_user(
@@ -134,7 +139,7 @@ def value_of_a_user(
 @router.get(
     "/v1/top",
     tags=["values"],
-    responses={200: {"model": list[UserValue], "description": "Highest first"}, **_AWAY},
+    responses={200: {"model": list[UserValue], "description": "Highest first"}, **_ASKED},
 )
 def highest_users(
     request: Request,
@@ -150,7 +155,7 @@ def highest_users(
     tags=["updates"],
     responses={
         200: {"content": {"text/event-stream": {}}, "description": "Events until you hang up"},
-        **_AWAY,
+        **_ASKED,
     },
 )
 async def updates(
