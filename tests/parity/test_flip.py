@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from scoring.generation import prior
 from streams.errors import Stale
 from streams.stores import Stores
 from tests.e2e.deployment import Deployment, some_events
+from tests.parity.load import Load
 from tests.parity.onstack import live, replayed, serve, shaped, verified
 from tests.parity.playing import generation
 
@@ -29,30 +29,6 @@ USERS = 60
 
 def quiet(text: str) -> None:
     """Nobody listens."""
-
-
-class Load:
-    """Sends events at a steady rate until stopped."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._deployment.flush()
-
-    def _run(self) -> None:
-        for source, event in some_events(100_000, USERS, seed=2, first=10_000):
-            if self._stop.wait(0.004):
-                return
-            self._deployment.send(source, event)
 
 
 def generations(deployment: Deployment) -> dict[str, str]:
@@ -96,7 +72,7 @@ def test_a_promoted_generation_takes_over_under_load_and_a_rollback_brings_the_f
         deployment.settle()
         assert set(generations(deployment).values()) == {first[:12]}
         second = asyncio.run(published(deployment))
-        with Load(deployment):
+        with Load(deployment, USERS):
             done = asyncio.run(promote(settings, second[:12], [], FileOptions(), quiet))
             assert done["generation"] == second
             swept(deployment, second)

@@ -1,0 +1,101 @@
+"""`verify` finds what is wrong, names it, and finds nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featurestore.partitioner import partition
+from livevalue.embedded import Stack
+from streams.pipeline import join, split
+from tests.e2e.deployment import Deployment, some_events
+from tests.parity.load import Load
+from tests.parity.nasty import nasty
+from tests.parity.onstack import send, serve, shaped, verified
+from tests.parity.playing import generation
+
+PARTITIONS = 3
+
+
+class Rows:
+    """States and documents as they lie in Redis."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._redis = deployment.redis
+
+    def _at(self, user: str, kind: str) -> str:
+        p = partition(user, PARTITIONS, "murmur2")
+        return f"lv:main:{{{p}}}:s:{user}" if kind == "state" else f"lv:{{{p}}}:v:{user}"
+
+    def get(self, user: str, kind: str = "state") -> bytes:
+        held: Any = self._redis.get(self._at(user, kind))
+        assert held is not None
+        return bytes(held)
+
+    def set(self, user: str, value: bytes, kind: str = "state") -> None:
+        self._redis.set(self._at(user, kind), value)
+
+    def delete(self, user: str, kind: str = "state") -> None:
+        self._redis.delete(self._at(user, kind))
+
+
+def test_every_kind_of_damage_is_found_and_named(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=True, partitions=PARTITIONS)
+    with Deployment(settings, tmp_path) as deployment:
+        serve(settings, generation())
+        send(deployment, nasty(1200, users=60, seed=3, erases=1))
+        worker = deployment.start()
+        deployment.settle()
+        assert worker.stop() == 0
+        assert verified(settings)["different"] == 0
+
+        rows = Rows(deployment)
+        rows.delete("user-2")
+        rows.set("user-3", rows.get("user-5"))
+        state, score = split(rows.get("user-6"))
+        other = split(rows.get("user-8"))[1]
+        rows.set("user-6", join(state, other))
+        document = json.loads(rows.get("user-9", "document"))
+        document["values"]["d30"]["p90"] += 0.5
+        rows.set("user-9", json.dumps(document).encode(), "document")
+        rows.delete("user-10", "document")
+        rows.set("nobody", rows.get("user-11"))
+
+        found = verified(settings)
+        assert found["excepted"] == 0
+        differs = {d["user_id"]: d["differs"] for d in found["first_differences"]}
+        assert found["different"] == len(differs)
+        assert differs.pop("user-2") == ["only in the log"]
+        assert "id_hi" in differs.pop("user-3")
+        assert "carry" in differs.pop("user-6")
+        assert differs.pop("user-9") == [".values.d30.p90"]
+        assert differs.pop("user-10") == ["document"]
+        assert differs.pop("nobody") == ["only in the store"]
+        assert not differs
+        assert len(rows.get("user-6")) != 0
+        assert score != other
+
+        some = verified(settings, sample=9)
+        assert some["users"] <= 9
+
+
+def test_a_store_that_moves_meanwhile_is_not_taken_for_a_wrong_one(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=PARTITIONS)
+    with Deployment(settings, tmp_path) as deployment:
+        serve(settings, generation())
+        for source, event in some_events(1500, 20):
+            deployment.send(source, event)
+        deployment.flush()
+        deployment.start()
+        deployment.settle()
+        before = deployment.positions()
+        with Load(deployment, 20, every_s=0.001):
+            for _ in range(4):
+                found = verified(settings)
+                assert (found["different"], found["users"]) == (0, 20), found
+        assert sum(deployment.positions().values()) > sum(before.values())
