@@ -19,6 +19,7 @@ _PREFIX = "__connect.errors."
 _RAW = "livevalue.raw"  # whole, truncated or gone; see streams.emit
 _IDLE_MS = 500  # a poll; the end offsets say when the topic is read
 _SEND_S = 30.0
+_READ_S = 60.0  # without a single record
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,16 @@ def letters(settings: Settings) -> Iterator[Dead]:
             consumer.assign(tps)
             ends = consumer.end_offsets(tps)
             consumer.seek_to_beginning(*tps)
+            until = time.monotonic() + _READ_S
             while any(consumer.position(tp) < ends[tp] for tp in tps):
+                if time.monotonic() > until:
+                    raise Refused(
+                        f"{kafka.dlq} gives nothing for {_READ_S:.0f} s: is the broker up?"
+                    )
                 for records in consumer.poll(_IDLE_MS).values():
                     for record in records:
                         yield _dead(record)
+                    until = time.monotonic() + _READ_S
         finally:
             consumer.close()
 
@@ -91,6 +98,7 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
     rejected again becomes a dead letter again.
     """
     sent: list[Dead] = []
+    waiting = []
     gone = 0
     found = [d for d in letters(settings) if reason is None or d.reason == reason]
     with topics.translated(settings.kafka):
@@ -100,15 +108,20 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
                 if not dead.whole or dead.topic not in settings.kafka.sources:
                     gone += 1
                     continue
-                producer.send(
-                    dead.topic,
-                    key=dead.key,
-                    value=dead.value,
-                    headers=list(dead.headers),
-                    partition=_target(settings.kafka, dead),
+                waiting.append(
+                    producer.send(
+                        dead.topic,
+                        key=dead.key,
+                        value=dead.value,
+                        headers=list(dead.headers),
+                        partition=_target(settings.kafka, dead),
+                        # An erasure forgets what came before it, not what came since.
+                        timestamp_ms=dead.timestamp if dead.value is None else None,
+                    )
                 )
                 sent.append(dead)
-            producer.flush(_SEND_S)
+            for future in waiting:
+                future.get(_SEND_S)
         finally:
             producer.close()
     return {"records": [d.as_json() for d in sent], "sent": len(sent), "skipped": gone}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -85,6 +86,26 @@ def built(settings: Settings, *src: str | Path, store: str = "aside", **more: An
 
 def verified(settings: Settings, **options: Any) -> dict[str, Any]:
     return asyncio.run(verify_live(settings, options.pop("sample", None), **options))
+
+
+def command(deployment: Deployment, *words: str, code: int = 0) -> dict[str, Any]:
+    """What a command, run as a person runs it, writes as JSON; one clear line where it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "livevalue", *words, "--json", "-"],
+        cwd=deployment.folder,
+        env={**os.environ, **environment(deployment.settings), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == code, done.stderr + done.stdout
+    if code == 0 or done.stdout.startswith("{"):
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("livevalue: ")
+    return {"said": line}
 
 
 def process(deployment: Deployment, *words: str) -> subprocess.Popen[str]:
