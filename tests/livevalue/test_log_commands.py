@@ -1,0 +1,93 @@
+"""`replay`, `digest`, `verify`, `archive` as a person runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from featurestore.partitioner import partition
+from livevalue.embedded import Stack
+from tests.e2e.deployment import Deployment, some_events
+from tests.parity.onstack import command, serve, shaped
+from tests.parity.playing import generation
+
+CSV = """customer,total,when,order
+ada,10.50,2011-09-10T12:00:00Z,1
+ada,3.00,2011-09-10T12:00:00Z,1
+bob,-2.00,2011-09-11T12:00:00Z,2
+,4.00,2011-09-11T12:00:00Z,3
+eve,much,2011-09-11T12:00:00Z,4
+"""
+MAPPED = "user_id=customer,amount=total,event_time=when,order_id=order"
+
+
+def test_the_log_and_the_store_agree_in_what_the_commands_say(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=2)
+    with Deployment(settings, tmp_path) as deployment:
+        empty = command(deployment, "digest")
+        assert (empty["users"], empty["applied"]) == (0, 0)
+        # Asking changed nothing: a first start finds an empty Redis.
+        assert not deployment.redis.keys("lv:*")
+        serve(settings, generation())
+        for source, event in some_events(600, 30):
+            deployment.send(source, event)
+        deployment.flush()
+        worker = deployment.start()
+        deployment.settle()
+        now = command(deployment, "digest")
+        assert (now["applied"], now["users"]) == (600, 30)
+        again = command(deployment, "replay", "kafka")
+        wanted = {"events": 600, "applied": 600, "rejected": 0, "late": 0, "duplicates": 0}
+        assert again == {**wanted, "users": 30, "digest": now["digest"]}
+        found = command(deployment, "verify")
+        assert (found["users"], found["different"]) == (30, 0)
+
+        assert command(deployment, "archive", "kept")["events"] == 600
+        assert command(deployment, "archive", "kept") == {"files": 0, "events": 0}
+        assert command(deployment, "replay", "kept")["digest"] == now["digest"]
+        said = command(deployment, "replay", "nowhere", code=1)["said"]
+        assert "neither a file, nor a folder" in said
+
+        assert worker.stop() == 0
+        p = partition("u1", 2, settings.kafka.partitioner)
+        deployment.redis.delete(f"lv:main:{{{p}}}:s:u1")
+        wrong: dict[str, Any] = command(deployment, "verify", code=1)
+        assert wrong["different"] == 1
+        assert wrong["first_differences"][0]["user_id"] == "u1"
+
+
+def test_a_file_is_replayed_without_redis_and_kafka(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=2)
+    (tmp_path / "orders.csv").write_text(CSV)
+    with Deployment(settings, tmp_path) as deployment:
+        deployment.settings = settings.model_copy(
+            update={
+                "kafka": settings.kafka.model_copy(update={"bootstrap": "127.0.0.1:1"}),
+                "store": settings.store.model_copy(
+                    update={"url": type(settings.store.url)("redis://127.0.0.1:1/0")}
+                ),
+            }
+        )
+        options = ["orders.csv", "--type", "purchase", "--columns", MAPPED]
+        found = command(deployment, "replay", *options)
+        digest = found.pop("digest")
+        assert found == {
+            "events": 3,
+            "applied": 3,
+            "rejected": 1,
+            "late": 0,
+            "duplicates": 0,
+            "anonymous": 1,
+            "users": 2,
+        }
+        joined = command(deployment, "replay", *options, "--order-lines")
+        assert (joined["events"], joined["users"]) == (2, 2)
+        assert joined["digest"] != digest
+        refused = command(deployment, "replay", *options, "--anonymous", "reject")
+        assert (refused["anonymous"], refused["rejected"]) == (0, 2)
+        said = command(deployment, "replay", "orders.csv", "--columns", "amount", code=1)["said"]
+        assert "NAME=COLUMN" in said

@@ -1,0 +1,67 @@
+"""`backfill` and `stores` as a person runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from livevalue.embedded import Stack
+from tests.e2e.deployment import Deployment, some_events
+from tests.parity.onstack import command, process, serve, shaped
+from tests.parity.playing import generation
+
+
+def test_a_store_is_built_first_served_flipped_and_dropped(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=3)
+    with Deployment(settings, tmp_path) as deployment:
+        serve(settings, generation())
+        for source, event in some_events(900, 40):
+            deployment.send(source, event)
+        deployment.flush()
+        # Into the store of a first start, by two processes; then a worker takes it on.
+        begun = command(deployment, "backfill", "kafka", "--jobs", "2")
+        assert (begun["store"], begun["events"], begun["users"]) == ("main", 900, 40)
+        assert command(deployment, "backfill", "kafka")["events"] == 0
+        assert not deployment.redis.keys("lv:{*}:v:*")
+        worker = deployment.start()
+        deployment.settle()
+        assert len(deployment.redis.keys("lv:{*}:v:*")) == 40
+        assert command(deployment, "digest")["digest"] == begun["digest"]
+        assert command(deployment, "verify")["different"] == 0
+
+        said = command(deployment, "backfill", "kafka", "--store", "main", code=1)["said"]
+        assert "serves readers" in said
+        aside = command(deployment, "backfill", "kafka", "--store", "aside")
+        assert aside["digest"] == begun["digest"]
+        names = {s["name"]: s["active"] for s in command(deployment, "stores", "ls")["stores"]}
+        assert names == {"main": True, "aside": False}
+        assert command(deployment, "stores", "flip", "aside")["active"] == "aside"
+        deployment.settle()
+        assert command(deployment, "stores", "ls")["active"] == "aside"
+        assert command(deployment, "digest")["digest"] == begun["digest"]
+        assert command(deployment, "verify")["different"] == 0
+        assert "serves readers" in command(deployment, "stores", "drop", "aside", code=1)["said"]
+        assert command(deployment, "stores", "drop", "main")["keys"] > 40
+        assert command(deployment, "stores", "ls")["active"] == "aside"
+        assert worker.stop() == 0
+
+        # Whoever starts next finds the store that serves.
+        worker = deployment.start("w1")
+        for source, event in some_events(100, 40, seed=4, first=900):
+            deployment.send(source, event)
+        deployment.flush()
+        deployment.settle()
+        assert command(deployment, "digest")["applied"] == 1000
+        assert worker.stop() == 0
+
+
+def test_a_time_that_is_none_is_wrong_usage(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=3)
+    with Deployment(settings, tmp_path) as deployment:
+        job = process(deployment, "backfill", "kafka", "--until", "soon")
+        said, _ = job.communicate(timeout=60)
+        assert job.returncode == 2
+        assert "2011-09-10" in said
