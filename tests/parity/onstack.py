@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -106,6 +107,25 @@ def command(deployment: Deployment, *words: str, code: int = 0) -> dict[str, Any
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("livevalue: ")
     return {"said": line}
+
+
+def generations(deployment: Deployment) -> dict[str, str]:
+    """Generation of each user's document, as documents name it: by 12 digits."""
+    found = {}
+    keys: Any = deployment.redis.keys("lv:{*}:v:*")
+    for key in keys:
+        document: Any = deployment.redis.get(key)
+        found[key.decode().rsplit(":", 1)[1]] = json.loads(document)["generation"]
+    return found
+
+
+def swept(deployment: Deployment, made: str, patience_s: float = 20.0) -> float:
+    """Wait until every document is of generation `made`; -> seconds it took."""
+    began = time.monotonic()
+    while set((found := generations(deployment)).values()) != {made[:12]}:
+        assert time.monotonic() - began < patience_s, found
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 def process(deployment: Deployment, *words: str) -> subprocess.Popen[str]:

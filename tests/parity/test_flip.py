@@ -7,7 +7,6 @@ import json
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ from streams.errors import Stale
 from streams.stores import Stores
 from tests.e2e.deployment import Deployment, some_events
 from tests.parity.load import Load
-from tests.parity.onstack import live, replayed, serve, shaped, verified
+from tests.parity.onstack import generations, live, replayed, serve, shaped, swept, verified
 from tests.parity.playing import generation
 
 USERS = 60
@@ -29,25 +28,6 @@ USERS = 60
 
 def quiet(text: str) -> None:
     """Nobody listens."""
-
-
-def generations(deployment: Deployment) -> dict[str, str]:
-    """Generation of each user's document, as documents name it: by 12 digits."""
-    found = {}
-    keys: Any = deployment.redis.keys("lv:{*}:v:*")
-    for key in keys:
-        document: Any = deployment.redis.get(key)
-        found[key.decode().rsplit(":", 1)[1]] = json.loads(document)["generation"]
-    return found
-
-
-def swept(deployment: Deployment, made: str, patience_s: float = 20.0) -> float:
-    """Wait until every document is of generation `made`; -> seconds it took."""
-    began = time.monotonic()
-    while set((found := generations(deployment)).values()) != {made[:12]}:
-        assert time.monotonic() - began < patience_s, found
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 async def published(deployment: Deployment) -> str:

@@ -1,0 +1,80 @@
+"""`retrain`, `generations`, `promote`, `rollback` as a person runs them, beside a live worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is in the extra `train`")
+
+from livevalue.embedded import Stack
+from tests.e2e.deployment import Deployment
+from tests.parity.nasty import Sent
+from tests.parity.onstack import command, send, shaped, swept
+from tests.scoring.shoplog import shop
+
+USERS = 300
+
+
+def orders(days: int) -> list[Sent]:
+    """A shop's orders as records, each stamped with its own time."""
+    user, time_ms, micro = shop(USERS, days)
+    log = []
+    for n, (who, when, worth) in enumerate(
+        sorted(
+            zip(user.tolist(), time_ms.tolist(), micro.tolist(), strict=True), key=lambda r: r[1]
+        )
+    ):
+        event = {
+            "type": "purchase",
+            "event_id": f"o{n}",
+            "user_id": f"u{who}",
+            "event_time": when,
+            "amount": f"{worth / 1e6:.2f}",
+        }
+        if round(worth / 1e6, 2):
+            log.append(Sent("purchase", f"u{who}".encode(), json.dumps(event).encode(), when))
+    return log
+
+
+def test_a_retrained_generation_comes_to_serve_and_goes_again(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=True, partitions=2)
+    log = orders(240)
+    begin = log[0].timestamp
+    short = [sent for sent in log if sent.timestamp < begin + 15 * 86_400_000]
+    with Deployment(settings, tmp_path) as deployment:
+        send(deployment, short)
+        deployment.start()
+        deployment.settle()
+        first = command(deployment, "generations", "ls")["generations"]
+        assert [(g["family"], g["champion"]) for g in first] == [("prior", True)]
+        prior = first[0]["id"]
+        early = command(deployment, "retrain", "kafka")
+        assert not early["promoted"]
+        assert early["generation"] == prior
+        assert "1997" in early["reason"]  # from when on there are labels
+
+        send(deployment, log[len(short) :])
+        deployment.settle()
+        made = command(deployment, "retrain", "kafka")
+        assert made["promoted"], made["reason"]
+        swept(deployment, made["generation"])
+        assert command(deployment, "verify")["different"] == 0
+        again = command(deployment, "retrain", "kafka")
+        assert again["generation"] == made["generation"]
+
+        shown = command(deployment, "generations", "show", made["generation"][:12])
+        assert shown["family"] == "mingru"
+        back = command(deployment, "rollback")
+        assert (back["generation"], back["store"]) == (prior, "main")
+        swept(deployment, prior)
+        assert "no earlier champion" in command(deployment, "rollback", code=1)["said"]
+        there = command(deployment, "promote", made["generation"][:12])
+        assert there["before"] == prior
+        swept(deployment, made["generation"])
+        assert command(deployment, "verify")["different"] == 0
+        assert "names 0 generations" in command(deployment, "promote", "0" * 12, code=1)["said"]
