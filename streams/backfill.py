@@ -26,11 +26,11 @@ from featurestore.store import FeatureStore
 from scoring.generation import Generation, load
 from scoring.scorer import Scorer
 from streams.codec import Codec
-from streams.errors import Stale
+from streams.errors import LogTruncated, Stale
 from streams.kafkalog import KafkaLog
 from streams.log import FileLog
 from streams.pipeline import Base, Pipeline, Positions
-from streams.replay import Progress, Replayed, file_steps, kafka_steps, replay
+from streams.replay import Progress, Replayed, file_steps, kafka_steps, replay_claimed
 from streams.settings import Settings
 from streams.sweep import PENDING
 
@@ -56,20 +56,25 @@ async def backfill_kafka(
     done = Replayed()
     async with KafkaLog(settings.kafka) as log:
         ends = {p: (limits or {}).get(p) or await log.ends(p) for p in partitions}
-        starts = {}
+        total = 0
         for p in partitions:
-            loaded = await pipeline.store.load(p, [])
-            starts[p] = loaded.watermark
-        total = sum(
-            end - (mark.positions[s] if mark else 0)
-            for p, mark in starts.items()
-            for s, end in enumerate(ends[p])
-        )
+            mark = (await pipeline.store.load(p, [])).watermark
+            total += sum(ends[p]) - (sum(mark.positions) if mark else 0)
         for p in partitions:
-            steps = kafka_steps(log, codec, p, starts[p], ends[p], log_id=topic_ids)
-            await replay(steps, pipeline, into=done, progress=progress, total=total)
-            if starts[p] is None and p not in done.watermarks:
-                begins = await log.starts(p)
+            # Claimed first: from then on nobody else moves what we read on from.
+            claim = await pipeline.store.claim(p)
+            begins = await log.starts(p)
+            if claim.watermark is not None:
+                done.watermarks[p] = claim.watermark
+            elif any(begins):
+                raise LogTruncated(
+                    f"the log of partition {p} begins at {begins}, so a store built from it alone "
+                    "would lack what retention deleted: build it from archive and log (`livevalue "
+                    "recover rebuild --archive FOLDER --dry-run`) or from files, then the log"
+                )
+            steps = kafka_steps(log, codec, p, claim.watermark, ends[p], log_id=topic_ids)
+            await replay_claimed(steps, pipeline, {p: claim.token}, done, progress, total)
+            if p not in done.watermarks:
                 await _stand(pipeline, p, begins, topic_ids, None)
     return done
 

@@ -111,7 +111,7 @@ class Publisher:
     ) -> None:
         self.partition = partition
         self.error: Exception | None = None  # once set, this publisher is done for
-        self.users = 0  # documents waiting
+        self.users = 0  # documents and dead letters waiting
         self.published: Identity | None = None
         self._kafka = settings.kafka
         self._store = store
@@ -172,7 +172,7 @@ class Publisher:
     def put(self, waiting: Waiting) -> None:
         """Queue one commit; must be called in commit order."""
         self._queue.append(waiting)
-        self.users += len(waiting.updates)
+        self.users += _weight(waiting)
         self._wake.set()
 
     async def stop(self) -> None:
@@ -220,7 +220,7 @@ class Publisher:
         for commit in commits:
             self._metrics.lag_s.observe(done - commit.committed_s)
             self._queue.popleft()
-            self.users -= len(commit.updates)
+            self.users -= _weight(commit)
         self.published = last.identity
         self._progressed()
         if not await self._store.trim(self.partition, self._token, last.identity):
@@ -271,3 +271,8 @@ class Publisher:
         letter = parked.letter
         tp = TopicPartition(self._kafka.sources[letter.source], self.partition)
         return replace(parked, record=await self._reader.at(tp, letter.offset), sought=True)
+
+
+def _weight(commit: Waiting) -> int:
+    """What a commit adds to the outbox: dead letters count, since each is read and sent, too."""
+    return len(commit.updates) + len(commit.parked)

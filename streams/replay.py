@@ -109,6 +109,14 @@ async def kafka_steps(
             decoded.rejected,
             Positions(tuple(position), tuple(marks), log_id, idle),
         )
+    if before is not None and before.base and tuple(position) == tuple(start) != before.positions:
+        # A base of files over a log that holds nothing any more: it stands at the log's end.
+        yield Step(
+            partition,
+            EventBatch.empty(),
+            [],
+            Positions(tuple(position), tuple(marks), log_id, idle),
+        )
 
 
 async def file_steps(log: FileLog, partitions: int, sources: int, size: int) -> AsyncIterator[Step]:

@@ -28,6 +28,8 @@ from streams.takeover import Takeover
 log = logging.getLogger(__name__)
 
 _NEAR = 2000  # positions that the owner may stand still for
+# What may go wrong with the store that is taken over, and must not halt the one that serves.
+_OTHERS = (StreamsError, FeatureStoreError, ScoringError, KafkaError)
 
 
 class Flipped(StreamsError):
@@ -86,9 +88,14 @@ class Succession:
         if error is None:
             return
         self._takeover = None
-        if not isinstance(error, (StreamsError, FeatureStoreError, ScoringError, KafkaError)):
+        if isinstance(error, _OTHERS):
+            self._not_yet(error)
+        else:
             log.error("store cannot be taken over", exc_info=error)
-        elif str(error) != self._missing:
+
+    def _not_yet(self, error: Exception) -> None:
+        """Say once why the other store has to wait."""
+        if str(error) != self._missing:
             self._missing = str(error)
             log.warning(
                 "store cannot be taken over yet",
@@ -109,7 +116,24 @@ class Succession:
     async def _flip(
         self, ready: Takeover, active: FeatureStore, token: str, mark: Watermark
     ) -> None:
-        """The owner holds still: fold the rest, then flip."""
+        """The owner holds still: fold the rest, then flip.
+
+        Trouble of the other store is no trouble of ours: it is begun again at a later look.
+        """
+        self._takeover = None
+        try:
+            await self._make_equal(ready, mark)
+        except _OTHERS as error:
+            self._not_yet(error)
+            return
+        outcome = await ready.flip(active, token)
+        if outcome is not CommitOutcome.OK:
+            raise Stale(f"partition {self._partition} was not flipped: {outcome}")
+        log.info("store flipped", extra={"partition": self._partition, "store": self._name})
+        raise Flipped(f"partition {self._partition} is served by {self._name!r} now")
+
+    async def _make_equal(self, ready: Takeover, mark: Watermark) -> None:
+        """Bring the other store to where ours stands, with a sweep of all users pending."""
         async with KafkaLog(self._settings.kafka) as reader:
             await ready.catch_up(reader, self._codec, mark)
         if not sweep.pending(ready.watermark):
@@ -125,12 +149,6 @@ class Succession:
             )
             if done.outcome is not CommitOutcome.OK:
                 raise Stale(f"store {self._name!r}, partition {self._partition}: {done.outcome}")
-        outcome = await ready.flip(active, token)
-        self._takeover = None
-        if outcome is not CommitOutcome.OK:
-            raise Stale(f"partition {self._partition} was not flipped: {outcome}")
-        log.info("store flipped", extra={"partition": self._partition, "store": self._name})
-        raise Flipped(f"partition {self._partition} is served by {self._name!r} now")
 
     async def close(self) -> None:
         """Stop folding; the other store stays where it is."""

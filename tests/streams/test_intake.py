@@ -151,3 +151,23 @@ def test_a_far_future_time_does_not_put_a_source_ahead_of_the_others() -> None:
     intake.deliver(0, Segment(0, 2, [odd, record(1, T0 + 5, "browse")], 2))
     deliver(intake, 1, [T0 + 1, T0 + 2])
     assert offsets(intake.take(3)) == {0: [0], 1: [0, 1]}
+
+
+def test_after_a_roll_back_a_delivery_that_was_acknowledged_is_a_hole_and_not_an_empty_one() -> (
+    None
+):
+    intake = make()
+    records = [record(n, T0 + n, "browse") for n in range(100)]
+    for _ in range(2):  # a rebalance, or our own read and then the fetch
+        intake.deliver(0, Segment(0, 100, list(records), 100))
+    assert intake.fill() == []
+    taken = intake.take(100)
+    assert taken is not None and taken.positions == (100, 0, 0)
+    intake.commit(taken, (T0 + 99, NO_TIME, NO_TIME))
+    intake.reset((50, 0, 0), (T0 + 49, NO_TIME, NO_TIME), ("", "", ""))
+    intake.fill()
+    again = intake.take(100)
+    if again is not None:  # what is still held whole may be taken from it
+        assert offsets(again)[0] == list(range(50, 100))
+    else:
+        assert [(hole.low, hole.high) for hole in intake.waiting_for()] == [(50, 100)]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from featurestore.backends.memory import MemoryStore
+from featurestore.errors import StoreError
+from featurestore.store import Claim, Commit, CommitOutcome
 from livevalue.embedded import Stack
 from scoring.generation import Generation, prior
 from streams import topics
 from streams.app import log_id
 from streams.backfill import backfill_kafka, builder
+from streams.replay import digest_of
 from tests.streams.owning import CLEAN, Owning, one_partition
 
 
@@ -88,3 +91,84 @@ async def test_a_store_that_does_not_exist_is_not_flipped_to_and_work_goes_on(
     assert await owning.audit() == CLEAN
     document = await owning.store.document(0, "u1")
     assert document is not None and json.loads(document)["user_id"] == "u1"
+
+
+async def test_trouble_of_the_other_store_halts_nothing_and_it_is_taken_over_later(
+    owning: Owning,
+) -> None:
+    stores: dict[str, MemoryStore] = {"main": owning.store}
+
+    async def find(name: str) -> Generation:
+        return prior(owning.settings.model)
+
+    owning.follow(stores.__getitem__, find)
+    owner = owning.own()
+    await owning.send(100)
+    await owning.settle()
+    stores["aside"] = aside = Fickle("aside", owning.backing)
+    await build_aside(owning, "aside")
+    await owning.send(50)
+    await owning.settle()
+    aside.troubled = True
+    await owning.store.set_next(0, "aside")
+    await owning.until(lambda: aside.refused >= 2)
+    await owning.send(50)
+    await owning.settle()
+    assert not owner.halted and owning.backing.partition(0).active == "main"
+    # Somebody claimed it meanwhile: the takeover that was ready is begun again.
+    aside.troubled = False
+    await aside.claim(0)
+    await owning.send(50)
+    await owning.until(lambda: owning.backing.partition(0).active == "aside")
+    await owning.settle()
+    assert not owner.halted
+    assert await owning.audit() == CLEAN
+
+
+class Fickle(MemoryStore):
+    """A store that refuses commits while it is troubled, as one that is being dropped does."""
+
+    troubled = False
+    refused = 0
+
+    async def commit(self, partition: int, commit: Commit) -> CommitOutcome:
+        """Refuse, or commit."""
+        if self.troubled:
+            self.refused += 1
+            raise StoreError("this store was dropped halfway")
+        return await super().commit(partition, commit)
+
+
+class Moved(MemoryStore):
+    """A store that another builder moves just before we claim it."""
+
+    other: Callable[[], Awaitable[int]] | None = None
+
+    async def claim(self, partition: int) -> Claim:
+        """Let the other builder go first, once."""
+        other, self.other = self.other, None
+        if other is not None:
+            await other()
+        return await super().claim(partition)
+
+
+async def test_a_builder_reads_on_from_where_its_claim_found_the_store(owning: Owning) -> None:
+    owner = owning.own()
+    await owning.send(80)
+    await owning.settle()
+    aside = Moved("aside", owning.backing)
+    ids = log_id(owning.settings, await asyncio.to_thread(topics.topic_ids, owning.settings))
+    settings, made = owning.settings, prior(owning.settings.model)
+
+    async def build(store: MemoryStore) -> int:
+        return (await backfill_kafka(builder(store, settings, made), [0], ids)).events
+
+    assert await build(aside) == 80
+    await owning.send(60)
+    await owning.settle()
+    twin = MemoryStore("aside", owning.backing)
+    aside.other = lambda: build(twin)
+    assert await build(aside) == 0, "the other builder had folded all of it"
+    assert not owner.halted
+    live = await digest_of(owning.store, [0])
+    assert (await digest_of(aside, [0])).hex() == live.hex()
