@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from featurestore import times
 from featurestore.clock import Clocks
 from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome
 from featurestore.errors import StateFormatError
@@ -99,6 +100,15 @@ class Processed:
     letters: list[Letter] = field(default_factory=list)
     split: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+
+
+def sweeping(progress: str) -> bool:
+    """Whether a watermark's progress names a sweep that has not ended.
+
+    >>> sweeping(""), sweeping('{"sweep": ""}'), sweeping('{"sweep": null}')
+    (False, True, False)
+    """
+    return bool(progress) and json.loads(progress)["sweep"] is not None
 
 
 def join(state: bytes, score: bytes) -> bytes:
@@ -184,6 +194,8 @@ class Pipeline:
         if not _same(loaded, token, before):
             return Processed(None, _or_empty(before, after, self))
         users = self._unpack(batch.users, loaded.states)
+        if before is not None and sweeping(before.progress):
+            await self._recall(partition, users)
         clocks = _clocks(before, after, len(self.settings.kafka.sources))
         folded = fold(users.states, batch, clocks, self._fold_settings(before, base))
         users.states = folded.states
@@ -253,10 +265,8 @@ class Pipeline:
         if not _same(loaded, token, before):
             return Processed(None, before)
         held = self._unpack(users, loaded.states)
-        if cause == "generation":
-            # The last document was another generation's: no event moved the value since. Its
-            # time is kept by as_of_ms, which the caller gives.
-            held.last["revision"] = 0
+        if cause == "generation" or sweeping(before.progress):
+            await self._recall(partition, held)
         known = history(held.states)["first_ms"] != NO_TIME
         rows = np.flatnonzero(known)
         causes = [Cause(cause, None, None, None, None)] * len(rows)
@@ -281,6 +291,27 @@ class Pipeline:
         states = States.decode(list(users), [state for state, _ in pairs])
         settled, head, last = self.scorer.unpack([score for _, score in pairs])
         return _Users(states, settled, head, last)
+
+    async def _recall(self, partition: int, users: _Users) -> None:
+        """Take what was said last from the documents themselves.
+
+        While a sweep is pending the states know nothing of it, or only of what they said before
+        another store served: `previous` then says what the swap did, and as_of goes on from there.
+        """
+        if not self.publishes:
+            return
+        days, names = list(self.settings.model.silence_days), self.documents.horizons
+        users.last = self.scorer.no_last(len(users.last))
+        found = await self.store.documents(partition, users.states.users)
+        for row, raw in enumerate(found):
+            if not raw:
+                continue
+            said = json.loads(raw)
+            users.last["as_of_ms"][row] = times.parse(said["as_of"])
+            curves = said["silence"]["expected"]
+            if said["silence"]["days"] == days and list(curves) == list(names):
+                users.last["revision"][row] = said["revision"]
+                users.last["expected"][row] = np.transpose([curves[name] for name in names])
 
     def _writes(
         self,

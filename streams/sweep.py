@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from featurestore.store import FeatureStore, Watermark
-from streams.pipeline import Pipeline, Processed
+from streams.pipeline import Pipeline, Processed, sweeping
 
 PAGE = 400  # users a commit
 
@@ -23,7 +23,7 @@ def pending(watermark: Watermark) -> bool:
     >>> json.loads(PENDING)["sweep"]
     ''
     """
-    return bool(watermark.progress) and json.loads(watermark.progress)["sweep"] is not None
+    return sweeping(watermark.progress)
 
 
 async def sweep_page(

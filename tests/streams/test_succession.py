@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,7 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     await owning.until_swept(published + 40)
     assert await owning.audit() == CLEAN
     assert (await stores["aside"].load(0, [])).watermark is not None
+    await says_what_the_swap_did(owning)
 
     await stores["aside"].set_next(0, "main")
     await owning.until(lambda: owning.backing.partition(0).active == "main")
@@ -70,6 +72,22 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     await owning.until_swept(published + 40)
     assert await owning.audit() == CLEAN
     assert not owner.halted
+
+
+async def says_what_the_swap_did(owning: Owning) -> None:
+    """A swept document's `previous` is what was said before, and no time goes back."""
+    last: dict[str, dict[str, Any]] = {}
+    swept = 0
+    for record in await owning.scores():
+        document: dict[str, Any] = json.loads(record.value or b"")
+        before = last.get(document["user_id"])
+        if before is not None:
+            assert document["as_of"] >= before["as_of"]
+            # Commits of one transaction publish only a user's last document.
+            assert before["revision"] <= document["previous"]["revision"] < document["revision"]
+        swept += document["cause"]["type"] == "generation"
+        last[document["user_id"]] = document
+    assert swept >= 40
 
 
 async def test_a_store_that_does_not_exist_is_not_flipped_to_and_work_goes_on(
