@@ -6,7 +6,7 @@ output topic, offsets committed by Faust. Decayed counts and sums, recencies and
 and put into the columns of the generation that hold them; the others stay 0.
 
 It does less than the product: no tail and no order of event time, no deduplication, no
-transactions, no carry, one query time instead of ten, no quantiles; and it takes what is cheap:
+transactions, no carry, one query time instead of twelve, no quantiles; and it takes what is cheap:
 hiredis, onnxruntime called directly. So the ratio to it is on the low side. Run as
 `faust -A benchmarks.naive worker`.
 """

@@ -43,8 +43,9 @@ def demo(
 
     out = Output(json)
     report = Demo(dir or default_folder(), seconds, simulate, out.console).run()
+    simulated = f" ({report.simulated:,} of them simulated)" if report.simulated else ""
     out.say(
-        f"{report.events:,} events, {report.updates:,} updates of {report.users:,} users; first "
+        f"{report.events:,} events{simulated}, {report.updates:,} updates of {report.users:,} users; first "
         f"moved value after {report.first_value_s} s; {report.anonymous:,} lines of the original "
         "log have no customer and are left out"
     )

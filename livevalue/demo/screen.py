@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 _ROWS = 12
+_JOIN_IN = "Join in from a second terminal:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class Screen:
     def __enter__(self) -> Screen:
         if self._live:
             self._live.start()
+        else:
+            self._console.print("\n  ".join([_JOIN_IN, *self._join_in]), highlight=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,7 +109,8 @@ class Screen:
             self._console.print(line, highlight=False)
 
     def _table(self, moves: Sequence[Move], day: str, counts: str) -> Group:
-        table = Table(title=f"{day}   ·   value over the next 90 days   ·   {counts}", expand=True)
+        title = f"{day}   ·   value over the next 90 days"
+        table = Table(title=title, caption=counts, expand=True)
         for name, justify in (
             ("user", "right"), ("value", "right"), ("change", "right"),
             ("active", "right"), ("orders", "right"), ("why", "left"),
@@ -122,7 +126,7 @@ class Screen:
                 str(move.orders),
                 move.why,
             )
-        hints = [Text("Join in from a second terminal:", style="bold")]
+        hints = [Text(_JOIN_IN, style="bold")]
         hints += [Text("  " + line, style="cyan") for line in self._join_in]
         return Group(table, *hints)
 

@@ -225,9 +225,10 @@ class Demo:
             self._report.first_value_s = round(time.monotonic() - began, 2)
         self._report.events, self._report.simulated = player.sent, player.simulated
         self._report.users = len(self._users)
-        counts = f"{player.sent:,} events · {self._report.updates:,} updates"
+        real = player.sent - player.simulated
+        counts = f"{real:,} orders and refunds · {self._report.updates:,} updates"
         if player.simulated:
-            counts += f" · {player.simulated:,} of the events are simulated sessions"
+            counts += f" · {player.simulated:,} simulated events"
         screen.show(player.clock_ms, counts, time.monotonic())
 
     def _check(self, worker: Command, player: Player | None, listener: Listener) -> None:

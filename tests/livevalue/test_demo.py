@@ -106,12 +106,23 @@ def test_a_move_says_why(cause: str, amount: str | None, why: str) -> None:
 
 def test_plain_output_names_the_largest_move() -> None:
     written = io.StringIO()
-    with Screen(Console(file=written, width=200), "GBP", []) as screen:
+    with Screen(Console(file=written, width=200), "GBP", ["livevalue get ada"]) as screen:
         screen.add(move_of(_document("purchase", 12.0, 10.0), "4.00 GBP"))
         screen.show(1_000_000, "1 event", now=10.0)
         screen.show(1_000_000, "1 event", now=10.5)
-    assert written.getvalue().count("\n") == 1, "a line every two seconds, not each look"
+    lines = written.getvalue().splitlines()
+    assert lines[:2] == ["Join in from a second terminal:", "  livevalue get ada"]
+    assert len(lines) == 3, "a line every two seconds, not each look"
     assert "user ada: 12.00 GBP +2.00 (order of 4.00 GBP)" in written.getvalue()
+
+
+def test_a_narrow_terminal_still_says_that_sessions_are_simulated() -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=True, height=40)
+    with Screen(console, "GBP", []) as screen:
+        screen.add(move_of(_document("browse", 12.0, 10.0), None))
+        screen.show(1_000_000, "5 orders and refunds · 9 updates · 7 simulated events", now=10.0)
+    assert "7 simulated events" in written.getvalue()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
