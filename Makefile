@@ -10,6 +10,8 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-e
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 DEMO ?=
 TESTS ?= tests
+# Test files side by side; each job has an embedded stack of its own.
+JOBS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
@@ -40,7 +42,7 @@ demo: install ## Real orders through Kafka, values moving on the terminal
 	$(BIN)/livevalue demo $(DEMO)
 
 test: install ## All tests, on an embedded Kafka and Valkey
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 # TESTED=1 says that `make test` has just passed, so that CI does not run the tests twice.
 check: lint types imports contracts docs $(if $(TESTED),,test) ## Lint, types, import and data contracts, docs, tests
