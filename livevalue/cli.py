@@ -83,7 +83,9 @@ def main() -> None:
 def _known(error: Exception) -> str | None:
     """What to say of an error that one of the packages raises on purpose; None for a bug."""
     if isinstance(error, ValidationError):
-        return _wrong_setting(error)
+        from streams.settings_sources import wrong_setting  # here: --help needs no settings
+
+        return wrong_setting(error)
     # By name first, so that a command which needs no scoring does not load it to fail.
     roots = {"StackError", "FeatureStoreError", "ScoringError", "StreamsError"}
     ours = isinstance(error, Refused) or any(
@@ -92,27 +94,6 @@ def _known(error: Exception) -> str | None:
         for kind in type(error).__mro__
     )
     return str(error) if ours else None
-
-
-def _wrong_setting(error: ValidationError) -> str:
-    """The first wrong setting by the name that it has in the environment.
-
-    >>> from streams.settings import Settings
-    >>> try:
-    ...     Settings(kafka={"partitions": 0})
-    ... except ValidationError as error:
-    ...     _wrong_setting(error)
-    'LIVEVALUE_KAFKA__PARTITIONS: Input should be greater than or equal to 1 (it is 0)'
-    """
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = "__".join(str(part) for part in first["loc"]).upper()
-    secret = any(word in place for word in ("PASSWORD", "TOKEN", "URL"))
-    given = "" if secret else f" (it is {first['input']!r})"
-    if error.title != "Settings" and error.title != "_Read":
-        return f"{place.lower() or error.title}: {first['msg']}{given}"
-    if first["type"] == "extra_forbidden":
-        return f"LIVEVALUE_{place} is no setting: `livevalue settings` prints those that are"
-    return f"LIVEVALUE_{place}: {first['msg']}{given}"
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ from typing import Any
 
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
-    TomlConfigSettingsSource,
 )
 
 from streams.settings import Settings
+from streams.settings_sources import Environment, File
 
 FILE = "stack.json"
 
@@ -75,8 +74,8 @@ def read(folder: Path | None = None, **arguments: Any) -> tuple[Settings, dict[s
     """
     said: list[tuple[str, dict[str, Any]]] = [
         ("arguments", arguments),
-        ("environment", EnvSettingsSource(Settings)()),
-        ("livevalue.toml", TomlConfigSettingsSource(Settings)()),
+        ("environment", Environment(Settings)()),
+        ("livevalue.toml", File(Settings)()),
     ]
     if not any(part.get("kafka", {}).get("bootstrap") for _, part in said):
         said.append((f"the stack in {folder or default_folder()}", _of_stack(find(folder))))

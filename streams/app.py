@@ -22,18 +22,20 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import faust
+from pydantic import ValidationError
 
 from featurestore.errors import FeatureStoreError
 from scoring.errors import ScoringError
 from streams import threads, topics, transport  # threads first: before numpy is imported
 from streams.agents import Ingest
 from streams.codec import Codec
-from streams.errors import StreamsError
+from streams.errors import StreamsError, WrongSetting
 from streams.logs import configuration
 from streams.metrics import Metrics
 from streams.publish import Breath, Pacer
 from streams.serve import Server
 from streams.settings import Settings
+from streams.settings_sources import wrong_setting
 from streams.stores import Stores
 from streams.succession import Succession
 from streams.surroundings import Surroundings
@@ -41,6 +43,7 @@ from streams.watchdog import Watchdog
 
 log = logging.getLogger("streams.app")  # also where this module is run as a script
 
+_SAID = (StreamsError, FeatureStoreError, ScoringError, OSError)  # their message is one line
 _CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
 _TOPIC_IDS_S = 5.0  # claims run in parallel: one question serves them all
 _LIVE_S = 30.0
@@ -239,7 +242,7 @@ async def _begin(worker: Worker) -> None:
     """Before the first assignment is taken on: check, say where we listen, watch."""
     try:
         await preflight(worker.settings, worker.stores)
-    except (StreamsError, FeatureStoreError, ScoringError, OSError) as error:
+    except _SAID as error:
         give_up(str(error))
     worker.server.start()
     worker.tasks.append(asyncio.create_task(worker.watchdog.run(), name="watchdog"))
@@ -282,23 +285,42 @@ def run(settings: Settings) -> NoReturn:
     try:
         loop.run_until_complete(check())
         app = create_app(settings)
-    except (StreamsError, FeatureStoreError, ScoringError, OSError) as error:
-        print(f"livevalue: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+    except _SAID as error:
+        _end(error)
     app.finalize()
     app.worker_init()
     worker = app.Worker(loop=loop, loglevel=settings.worker.log_level, quiet=True)
     worker.execute_from_commandline()
 
 
+def _end(error: Exception) -> NoReturn:
+    """Before there is a worker: one line on standard error, exit code 1."""
+    said = wrong_setting(error) if isinstance(error, ValidationError) else error
+    print(f"livevalue: {said}", file=sys.stderr, flush=True)
+    raise SystemExit(1) from None
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except (WrongSetting, ValidationError) as error:
+        _end(error)
+
+
 def __getattr__(name: str) -> Any:
-    """`app`, made on demand: importing this module reads no settings and connects nowhere."""
+    """`app`, made on demand: importing this module reads no settings and connects nowhere.
+
+    What keeps it from being made ends the process with one line: Faust would print a traceback.
+    """
     if name == "app":
-        app = create_app(Settings())
+        try:
+            app = create_app(_settings())
+        except _SAID as error:
+            _end(error)
         globals()["app"] = app
         return app
     raise AttributeError(name)
 
 
 if __name__ == "__main__":
-    run(Settings())
+    run(_settings())

@@ -12,6 +12,7 @@ StreamsError                      root: `except StreamsError` catches all of thi
 ├── Fenced                        another worker owns the partition: forget it, claim if still ours
 ├── Stale                         the store is not where we thought: forget memory, claim again
 ├── PublishError                  the transactional producer failed: throw it away, claim again
+├── WrongSetting              a setting is wrong: names it, or the file, and what to write
 ├── AddressError                  the metrics cannot be served there: names the settings
 └── Stalled                       lag without progress: the process exits non-zero
 
@@ -51,6 +52,10 @@ class LogTruncated(LogError):
 
 class Misrouted(LogError):
     """Most records were keyed by another partitioner: the message names the setting."""
+
+
+class WrongSetting(StreamsError):
+    """A setting cannot be read; the message names it, or the file, and what to write."""
 
 
 class LogFileError(StreamsError):

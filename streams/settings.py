@@ -10,16 +10,16 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from featurestore.settings import FeatureSettings, StoreSettings, ValueSettings
 from scoring.settings import ModelSettings
+from streams.settings_sources import Environment, File
 
 
 class _Section(BaseModel):
@@ -52,9 +52,20 @@ class KafkaSettings(_Section):
     password: SecretStr = Field(SecretStr(""), description="with SASL only")
     ca_file: str = Field("", description="PEM file of the brokers' authority; none: the system's")
     session_timeout_s: float = Field(10.0, gt=0, description="a silent worker is replaced after")
-    heartbeat_s: float = Field(3.0, gt=0, description="between heartbeats to the group")
+    heartbeat_s: float = Field(
+        3.0, gt=0, validate_default=True, description="between heartbeats to the group"
+    )
     instance_id: str = Field("", description="static membership; empty = dynamic")
     max_record_bytes: int = Field(1 << 20, description="larger records are dead letters")
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _heard_in_time(cls, value: float, info: ValidationInfo) -> float:
+        """A worker that is heard more seldom than it may be silent loses its partitions."""
+        silent = info.data.get("session_timeout_s")
+        if silent is not None and value >= silent:
+            raise ValueError(f"must be less than session_timeout_s, which is {silent:g}")
+        return value
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -133,4 +144,4 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over livevalue.toml."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, Environment(settings_cls), File(settings_cls)

@@ -120,6 +120,53 @@ def test_a_wrong_setting_is_named_as_it_is_set(run: Run) -> None:
     assert "LIVEVALUE_KAFKA__BOOTSTRAPP is no setting" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LIVEVALUE_VALUE__RULES", "xx", "lists and tables are JSON"),
+        ("LIVEVALUE_FEATURES__LATENESS_BY_TOPIC", "{", "lists and tables are JSON"),
+        ("LIVEVALUE_KAFAK__PARTITIONS", "7", "is LIVEVALUE_KAFKA__PARTITIONS meant?"),
+        ("LIVEVALUE_MODEL__HEADLINE", "d8", "d7, d30, d90 (it is 'd8')"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_one_line(
+    run: Run, name: str, value: str, said: str
+) -> None:
+    line = _one_line(run("get", "ada", **{name: value}))
+    assert name in line
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("[kafka", "is not TOML"), ("kafka=3", "kafka is a section: write [kafka]")]
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(
+    run: Run, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "livevalue.toml").write_text(text)
+    line = _one_line(run("get", "ada"))
+    assert "livevalue.toml" in line
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("LIVEVALUE_DEBUG", ""), ("LIVEVALUE_VALUE__RULES", "xx")]
+)
+def test_faust_that_cannot_make_its_app_ends_with_one_line(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "faust", "-A", "streams.app", "worker"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=_environment({name: value}),
+    )
+    wanted = name if value else "LIVEVALUE_KAFKA__BOOTSTRAP"
+    assert wanted in _one_line(done)
+
+
 def test_a_missing_topic_says_what_to_run(run: Run, deployed: dict[str, str]) -> None:
     more = {**deployed, "LIVEVALUE_KAFKA__PURCHASE": "nowhere"}
     done = run("send", "purchase", "--user", "ada", "--amount", "1", **more)
@@ -202,6 +249,27 @@ def test_send_a_file_in_time_order(run: Run, deployed: dict[str, str], tmp_path:
     records = _read(deployed, deployed["LIVEVALUE_KAFKA__PURCHASE"], partition("ada", 3))
     assert [json.loads(r.value)["amount"] for r in records] == ["1", "2.50", "3"]
     assert [r.timestamp for r in records] == sorted(r.timestamp for r in records)
+
+
+def test_a_file_of_which_nothing_is_sent_says_what_to_type(
+    run: Run, deployed: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "cdnow.csv").write_text("user_id,event_time,amount\nada,2011-01-03T00:00:00Z,3\n")
+    done = run("send", "--from", "cdnow.csv", **deployed)
+    assert "nothing was sent and 1 rows were rejected" in _one_line(done)
+    assert "! cdnow.csv:1: missing_field: type: say which" in done.stdout
+    assert "`livevalue send purchase --from cdnow.csv`" in done.stdout
+    assert "--type" not in done.stdout + done.stderr
+    done = run("send", "order", "--from", "cdnow.csv", **deployed)
+    assert done.returncode == 2
+    assert "is no type of event" in done.stderr
+
+
+def test_piped_settings_are_whole_lines(run: Run) -> None:
+    done = run("settings", LIVEVALUE_KAFKA__PARTITIONS="7", LIVEVALUE_KAFKA__BROWSE="b" * 90)
+    (line,) = [line for line in done.stdout.splitlines() if "KAFKA__PARTITIONS" in line]
+    assert line.split()[:3] == ["LIVEVALUE_KAFKA__PARTITIONS", "7", "environment"]
+    assert "b" * 90 in done.stdout
 
 
 def test_rate_slows_a_file_down(run: Run, deployed: dict[str, str], tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from livevalue import running
 from livevalue.settings_list import listed
+from streams.errors import WrongSetting
+from streams.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +110,60 @@ def test_no_secret_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["LIVEVALUE_STORE__URL"].value == "redis://app:***@cache:6379/0"
     assert rows["LIVEVALUE_STORE__URL"].origin == "environment"
     assert rows["LIVEVALUE_KAFKA__PARTITIONS"].origin == "default"
+
+
+def test_a_section_that_does_not_exist_is_refused_with_the_nearest(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVEVALUE_WORKR__BATCH", "7")
+    for read in (running.settings, Settings):
+        with pytest.raises(WrongSetting, match="is LIVEVALUE_WORKER__BATCH meant"):
+            read()
+    monkeypatch.delenv("LIVEVALUE_WORKR__BATCH")
+    (elsewhere / "livevalue.toml").write_text("[workr]\nbatch = 7\n")
+    with pytest.raises(WrongSetting, match=r"livevalue\.toml: workr .* \[worker\] meant"):
+        running.settings()
+
+
+def test_names_without_two_underscores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LIVEVALUE_DEBUG", "LIVEVALUE_DATA", "LIVEVALUE_ANYTHING"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("OTHER_KAFAK__PARTITIONS", "7")
+    assert running.settings().kafka.partitions == 8
+
+
+def test_a_section_given_as_a_plain_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEVALUE_KAFKA", "3")
+    with pytest.raises(WrongSetting, match="LIVEVALUE_KAFKA is a section"):
+        running.settings()
+    monkeypatch.setenv("LIVEVALUE_KAFKA", '{"partitions": 3}')
+    assert running.settings().kafka.partitions == 3
+
+
+def test_a_value_that_is_no_json_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEVALUE_KAFKA", "hunter2")
+    with pytest.raises(WrongSetting, match="LIVEVALUE_KAFKA: not JSON") as caught:
+        running.settings()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("LIVEVALUE_MODEL__HEADLINE", "d8", ("model", "headline")),
+        ("LIVEVALUE_MODEL__HORIZONS_DAYS", "[7, 30]", ("model", "headline")),
+        ("LIVEVALUE_MODEL__HORIZONS_DAYS", "[90, 7]", ("model", "horizons_days")),
+        ("LIVEVALUE_MODEL__HORIZONS_DAYS", "[]", ("model", "horizons_days")),
+        ("LIVEVALUE_MODEL__SILENCE_DAYS", "[1, 7]", ("model", "silence_days")),
+        ("LIVEVALUE_MODEL__SILENCE_DAYS", "[0, 7, 7]", ("model", "silence_days")),
+        ("LIVEVALUE_KAFKA__HEARTBEAT_S", "10", ("kafka", "heartbeat_s")),
+        ("LIVEVALUE_KAFKA__SESSION_TIMEOUT_S", "2", ("kafka", "heartbeat_s")),
+    ],
+)
+def test_settings_that_no_worker_can_run_with_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, place: tuple[str, str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        running.settings()
+    assert [error["loc"] for error in caught.value.errors()] == [place]

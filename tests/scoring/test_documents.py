@@ -261,7 +261,7 @@ def test_a_unit_with_a_percent_sign_is_only_a_name() -> None:
 
 def test_a_headline_that_is_not_predicted_names_the_choices() -> None:
     with pytest.raises(ScoringError, match="d7, d30, d90"):
-        Documents(VALUE, ModelSettings(headline="d365"), GENERATION)
+        Documents(VALUE, MODEL.model_copy(update={"headline": "d365"}), GENERATION)
 
 
 def test_nobody_has_no_document() -> None:
