@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 from featurestore.columns import NO_TIME
 from featurestore.errors import FeatureStoreError, StateFormatError, StoreError, StoreFull
 from featurestore.store import Watermark
+from scoring.errors import ScoringError
 from streams.claim import Claims
 from streams.delivery import Segment
 from streams.emit import Parked
@@ -43,7 +44,7 @@ _MARKERS_S = 0.5  # positions that moved over markers alone are committed this s
 _CLOSE_S = 20.0  # to finish the batch at hand and publish
 _MISROUTED_OF = 1000  # records looked at before most of them being misrouted is believed
 _BACK_OFF_S = (0.05, 5.0)
-_HALT = (StoreError, LogError, StateFormatError)
+_HALT = (StoreError, LogError, StateFormatError, ScoringError)
 
 
 class Owner:
@@ -160,7 +161,7 @@ class Owner:
             except Flipped:
                 await self._let_go()
             except _HALT as error:
-                if isinstance(error, StoreFull):
+                if isinstance(error, StoreFull) or _away(error):
                     await self._forget(error)
                 else:
                     self._halt(error)
@@ -356,6 +357,11 @@ class Owner:
                     **done.counts,
                 },
             )
+
+
+def _away(error: Exception) -> bool:
+    """Whether the registry's disk or bucket does not answer: that may pass, as a broker's may."""
+    return isinstance(error, ScoringError) and isinstance(error.__cause__, OSError)
 
 
 def _parked(taken: Taken, done: Processed) -> list[Parked]:

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.settings import FeatureSettings
 from livevalue.embedded import Stack
+from scoring.errors import RegistryError
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
@@ -170,3 +171,30 @@ async def test_keys_of_another_partitioner_halt_with_the_name_of_the_setting(
         await owning.until(lambda: bool(owner.halted))
         assert "LIVEVALUE_KAFKA__PARTITIONER" in owner.halted
         assert (await owning.store.load(0, [])).watermark is None
+
+
+async def test_a_generation_that_does_not_fit_halts_with_its_message(owning: Owning) -> None:
+    model = owning.settings.model.model_copy(update={"headline": "d8"})
+    owning.settings = owning.settings.model_copy(update={"model": model})
+    owner = owning.own()
+    await owning.until(lambda: bool(owner.halted))
+    assert "d7, d30, d90" in owner.halted
+
+
+async def test_a_registry_that_does_not_answer_is_asked_again(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    active = owning.store.active
+
+    async def away_at_first(partition: int) -> str | None:
+        asked.append(partition)
+        if len(asked) == 1:
+            raise RegistryError("cannot read the registry") from OSError("no route")
+        return await active(partition)
+
+    monkeypatch.setattr(owning.store, "active", away_at_first)
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    assert not owner.halted
+    assert len(asked) >= 2
