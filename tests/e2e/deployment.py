@@ -95,6 +95,10 @@ class WorkerProcess:
     def exit_code(self) -> int | None:
         return self._process.poll()
 
+    def loads(self, library: str) -> bool:
+        """Whether the process has mapped a library of this name (Linux)."""
+        return library in Path(f"/proc/{self._process.pid}/maps").read_text()
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
