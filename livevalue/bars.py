@@ -82,16 +82,20 @@ def stages(out: Output) -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 def _lines(out: Output, what: str) -> Tell:
-    """A line now and then, for logs."""
-    began = last = time.monotonic()
+    """A line now and then, for logs; none in the first seconds of what is counted."""
+    began: tuple[float, int] | None = None  # when the first word came, and what was done by then
+    last = 0.0
 
     def tell(done: int, total: int | None = None) -> None:
-        nonlocal last
+        nonlocal began, last
         now = time.monotonic()
+        if began is None:
+            # What came before was getting ready: no part of the rate.
+            began, last = (now, done), now
         if now - last < _PLAIN_S:
             return
         last = now
         of = f" of {total:,}" if total else ""
-        out.say(f"{what}: {done:,}{of}, {done / (now - began):,.0f}/s")
+        out.say(f"{what}: {done:,}{of}, {(done - began[1]) / (now - began[0]):,.0f}/s")
 
     return tell

@@ -26,6 +26,8 @@ Json = Annotated[
 
 
 _SAY_EVERY_S = 5.0
+# Of what is piped: a line of a table stays a line, as `grep` and `read` take it.
+_PIPED_WIDTH = 1_000_000
 
 
 class Refused(Exception):
@@ -41,6 +43,8 @@ class Output:
         self.console = Console(
             stderr=self._to_stdout, highlight=False, markup=False, soft_wrap=True
         )
+        if not self.console.is_terminal:
+            self.console.width = _PIPED_WIDTH
 
     @property
     def live(self) -> bool:
@@ -52,7 +56,7 @@ class Output:
         self.console.print(line)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Rows for people; numbers right, text left."""
+        """Rows for people; numbers right, text left. Folded to the width of a terminal only."""
         listed = [list(row) for row in rows]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, name in enumerate(columns):
@@ -71,16 +75,20 @@ class Output:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         if not self.live:
-            said = began = time.monotonic()
+            began: tuple[float, int] | None = None
+            said = 0.0
 
             def line(done: int) -> None:
-                nonlocal said
+                nonlocal began, said
                 now = time.monotonic()
-                if now - said >= _SAY_EVERY_S:
+                if began is None:
+                    # What came before was getting ready: no part of the rate.
+                    began, said = (now, done), now
+                elif now - said >= _SAY_EVERY_S:
                     said = now
                     share = f" of {total:,}" if total else ""
                     print(
-                        f"{what}: {done:,}{share}, {done / (now - began):,.0f}/s",
+                        f"{what}: {done:,}{share}, {(done - began[1]) / (now - began[0]):,.0f}/s",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -98,10 +106,10 @@ class Output:
         )
         with bar:
             task = bar.add_task(what, total=total, rate="")
-            began = time.monotonic()
+            start = time.monotonic()
 
             def move(done: int) -> None:
-                rate = done / max(time.monotonic() - began, 1e-3)
+                rate = done / max(time.monotonic() - start, 1e-3)
                 bar.update(task, completed=done, rate=f"{rate:,.0f}/s")
 
             yield move
