@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, Refused
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 40
@@ -37,6 +37,8 @@ def replay(
 ) -> None:
     """Fold a log into a scratch store and score it; nothing live changes.
 
+    What is rejected is counted by reason. Exit 1 if nothing of a log could be applied.
+
     Example:  livevalue replay kafka
 
     Example:  livevalue replay orders.csv --type purchase --columns user_id=customer,amount=total
@@ -49,8 +51,19 @@ def replay(
     files = options(columns, type_, order_lines, anonymous)
     with bar(out, "events") as tell:
         facts = asyncio.run(replay_source(running.settings(), src, files, generation, tell))
-    out.table(list(facts), [list(facts.values())])
+    shown = {name: n for name, n in facts.items() if name not in ("reasons", "first_rejections")}
+    out.table(list(shown), [list(shown.values())])
+    if facts["reasons"]:
+        by_reason = ", ".join(f"{n:,} {reason}" for reason, n in facts["reasons"].items())
+        out.say(f"rejected: {by_reason}")
+    for row in facts.get("first_rejections", ()):
+        out.say(f"! {row['place']}: {row['reason']}: {row['detail']}")
     out.result(facts)
+    if facts["rejected"] and not facts["applied"]:
+        raise Refused(
+            f"nothing was applied and {facts['rejected']:,} were rejected: mend what the reasons "
+            "above name; files with other columns or without a type need --columns or --type"
+        )
 
 
 def digest(json: Json = None) -> None:

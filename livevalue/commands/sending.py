@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, Refused
 
 ORDER = 29
 _PANEL = "Use"
@@ -64,7 +64,8 @@ def send(
 ) -> None:
     """One event, or with --from a whole log (JSONL, CSV, Parquet) in time order.
 
-    With --from, TYPE says what the file's rows are where the file does not.
+    With --from, TYPE says what the file's rows are where the file does not. Exit 1 if all of them
+    were rejected.
 
     Example:  livevalue send purchase --user ada --amount 49.90
 
@@ -73,13 +74,13 @@ def send(
     from livevalue.running import settings as found_settings
 
     out = Output(json)
+    if type is not None and type not in _TYPES:
+        raise typer.BadParameter(f"{type!r} is no type of event: use {', '.join(_TYPES)}")
     if source is not None:
         _send_file(out, source, type, columns, order_lines, rate)
         return
     if type is None or user is None:
         raise typer.BadParameter("give TYPE and --user, or --from FILE")
-    if type not in _TYPES:
-        raise typer.BadParameter(f"{type!r} is no type of event: use {', '.join(_TYPES)}")
     from livevalue import sending
 
     fields: dict[str, Any] = {
@@ -127,5 +128,13 @@ def _send_file(
     told_out = ", ".join(f"{n:,} {name}" for name, n in sorted(left_out.items()) if n)
     out.say(f"{sent:,} events sent" + (f"; {told_out}" if told_out else ""))
     for rejection in log.rejections[:5]:
-        out.say(f"! {rejection.place}: {rejection.reason}: {rejection.detail}")
+        # The other commands that read files have an option where this one has TYPE.
+        detail = rejection.detail.replace("--type", f"`livevalue send purchase --from {path.name}`")
+        out.say(f"! {rejection.place}: {rejection.reason}: {detail}")
     out.result({"sent": sent, **left_out})
+    rejected = sum(n for name, n in left_out.items() if name.startswith("rejected"))
+    if rejected and not sent:
+        raise Refused(
+            f"nothing was sent and {rejected:,} rows were rejected: mend what the reasons above "
+            "name; rows without a type need TYPE before --from, other columns --columns"
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +22,9 @@ from streams.settings import Settings
 from streams.stores import Stores
 from streams.verify import Verified, verify
 
+_FIRST = 5  # rejections that are shown with their places
+_PARKED = ("late", "conflict", "future")  # not folded, by the log's clock or by what it holds
+
 
 async def replay_source(
     settings: Settings,
@@ -32,6 +36,7 @@ async def replay_source(
     """Fold a log into a scratch store and score it; changes nothing live.
 
     generation: an id; without one that which serves, or `prior` where Redis is not reached.
+    What was not folded is counted by reason; of files, the first places are there too.
     """
     source = Source(src, settings, options)
     served = await _generation(settings, generation)
@@ -40,13 +45,30 @@ async def replay_source(
     async with aclosing(source.steps()) as steps:
         done = await replay(steps, pipeline, progress=progress)
     digest = await digest_of(pipeline.store, sorted(done.watermarks))
-    facts = done.as_json()
+    facts: dict[str, Any] = done.as_json()
+    reasons = Counter({name: done.counts[name] for name in _PARKED})
+    reasons.update(_reasons(done.counts))
     if source.file_log is not None:
         facts["anonymous"] = source.file_log.counts["anonymous"]
-        facts["rejected"] += sum(
-            n for name, n in source.file_log.counts.items() if name.startswith("rejected")
-        )
+        rejected = _reasons(source.file_log.counts)
+        facts["rejected"] += rejected.total()
+        reasons.update(rejected)
+        facts["first_rejections"] = [
+            {"place": r.place, "reason": str(r.reason), "detail": r.detail}
+            for r in source.file_log.rejections[:_FIRST]
+        ]
+    facts["reasons"] = {name: n for name, n in reasons.most_common() if n}
     return {**facts, "users": digest.users, "digest": digest.hex()}
+
+
+def _reasons(counts: Mapping[str, int]) -> Counter[str]:
+    """Rejected rows or records by reason, of counts that hold other things too.
+
+    >>> _reasons({"rows": 9, "rejected_not_json": 2})
+    Counter({'not_json': 2})
+    """
+    said = "rejected_"
+    return Counter({name[len(said) :]: n for name, n in counts.items() if name.startswith(said)})
 
 
 async def digest_live(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
 from tests.e2e.deployment import Deployment, some_events
-from tests.parity.onstack import command, serve, shaped
+from tests.parity.onstack import command, process, serve, shaped
 from tests.parity.playing import generation
 
 CSV = """customer,total,when,order
@@ -40,7 +40,7 @@ def test_the_log_and_the_store_agree_in_what_the_commands_say(
         assert (now["applied"], now["users"]) == (600, 30)
         again = command(deployment, "replay", "kafka")
         wanted = {"events": 600, "applied": 600, "rejected": 0, "late": 0, "duplicates": 0}
-        assert again == {**wanted, "users": 30, "digest": now["digest"]}
+        assert again == {**wanted, "users": 30, "digest": now["digest"], "reasons": {}}
         found = command(deployment, "verify")
         assert (found["users"], found["different"]) == (30, 0)
 
@@ -83,7 +83,10 @@ def test_a_file_is_replayed_without_redis_and_kafka(
             "duplicates": 0,
             "anonymous": 1,
             "users": 2,
+            "reasons": {"invalid_field": 1},
+            "first_rejections": [found["first_rejections"][0]],
         }
+        assert found["first_rejections"][0]["place"] == "orders.csv:5"
         joined = command(deployment, "replay", *options, "--order-lines")
         assert (joined["events"], joined["users"]) == (2, 2)
         assert joined["digest"] != digest
@@ -91,3 +94,25 @@ def test_a_file_is_replayed_without_redis_and_kafka(
         assert (refused["anonymous"], refused["rejected"]) == (0, 2)
         said = command(deployment, "replay", "orders.csv", "--columns", "amount", code=1)["said"]
         assert "NAME=COLUMN" in said
+
+
+def test_a_log_that_is_rejected_says_where_and_why(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=2)
+    (tmp_path / "orders.csv").write_text(CSV)
+    with Deployment(settings, tmp_path) as deployment:
+        partly = process(
+            deployment, "replay", "orders.csv", "--type", "purchase", "--columns", MAPPED
+        )
+        said, _ = partly.communicate(timeout=60)
+        assert partly.returncode == 0, said
+        assert "rejected: 1 invalid_field" in said
+        assert "! orders.csv:5: invalid_field: amount" in said
+
+        wholly = process(deployment, "replay", "orders.csv", "--columns", MAPPED)
+        said, _ = wholly.communicate(timeout=60)
+        assert wholly.returncode == 1
+        assert "rejected: 4 missing_field" in said
+        assert "! orders.csv:1: missing_field: type: say which with --type" in said
+        assert said.splitlines()[-1].startswith("livevalue: nothing was applied and ")
