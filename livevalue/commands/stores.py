@@ -9,10 +9,17 @@ from typing import Annotated
 import typer
 
 from livevalue.output import Json, Output
-from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
+from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 ORDER = 45
 _PANEL = "Stores"
+_Src = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SRC...",
+        help="kafka or files; for an archive's folder use `livevalue recover rebuild`.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def backfill(
-    src: Src,
+    src: _Src,
     store: Annotated[
         str, typer.Option(metavar="S", help="Into this store; without, the first one.")
     ] = "",

@@ -9,7 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
+from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring.generation import Generation, dump
 from streams import topics
@@ -60,6 +64,10 @@ async def backfill(
 ) -> dict[str, Any]:
     """A log into an empty or aside store; resumable. Files become its base, up to `until`."""
     name = store or settings.store.name
+    if not _is_name(name):
+        raise Refused(
+            f"--store {name!r} is no name of a store: use 1 to 32 of a to z, 0 to 9 and -"
+        )
     stores = Stores(settings)
     try:
         if await stores.store().active(0) == name:
@@ -103,7 +111,8 @@ async def build(
     source = Source(src, settings, options)
     if source.archives:
         raise LogFileError(
-            "an archive is replayed or retrained from; backfill takes kafka or files"
+            f"{source.archives[0]} is an archive: `livevalue recover rebuild --archive FOLDER` "
+            "builds a store from one; backfill takes kafka or files"
         )
     if source.file_log is not None:
         pipeline = builder(store, settings, served)
@@ -165,13 +174,33 @@ async def flip(
 
 
 async def drop(settings: Settings, name: str) -> dict[str, Any]:
-    """Delete a store that does not serve."""
+    """Delete a store that does not serve; also what is left of one whose drop was cut short."""
+    none = Stale(f"there is no store {name!r}: `livevalue stores ls` shows them")
+    if not _is_name(name):
+        raise none
     stores = Stores(settings)
     try:
-        keys = [await stores.store(name).drop(p) for p in range(settings.kafka.partitions)]
-        return {"store": name, "keys": sum(keys)}
+        known = {info.name for info in await stores.store().stores()}
+        keys = sum([await stores.store(name).drop(p) for p in range(settings.kafka.partitions)])
+        # A store that was half dropped is listed no more, but still holds keys.
+        if name not in known and not keys:
+            raise none
+        return {"store": name, "keys": keys}
     finally:
         await stores.close()
+
+
+def _is_name(name: str) -> bool:
+    """Is it what the setting `store.name` allows? Keys are made of it.
+
+    >>> _is_name("g-3f9c0a1b22cd"), _is_name("Bad_Name"), _is_name("")
+    (True, False, False)
+    """
+    try:
+        StoreSettings(name=name)
+    except ValidationError:
+        return False
+    return True
 
 
 async def archive_log(

@@ -56,6 +56,33 @@ def test_a_store_is_built_first_served_flipped_and_dropped(
         assert worker.stop() == 0
 
 
+def test_stores_that_cannot_be_are_refused(stack: Stack, topic_prefix: str, tmp_path: Path) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=3)
+    with Deployment(settings, tmp_path) as deployment:
+        said = command(deployment, "backfill", "kafka", "--store", "Bad_Name", code=1)["said"]
+        assert "'Bad_Name' is no name of a store" in said
+        for name in ("nope", "Bad_Name", ""):
+            said = command(deployment, "stores", "drop", name, code=1)["said"]
+            assert f"there is no store {name!r}" in said
+        # A drop that was cut short can be run to its end, though the store is listed no more.
+        deployment.redis.set("lv:g-left:{1}:s:u1", b"x")
+        assert command(deployment, "stores", "drop", "g-left")["keys"] == 1
+        assert not deployment.redis.keys("lv:g-left:*")
+
+
+def test_backfill_sends_whoever_has_an_archive_to_rebuild(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=False, partitions=3)
+    with Deployment(settings, tmp_path) as deployment:
+        for source, event in some_events(30, 3):
+            deployment.send(source, event)
+        deployment.flush()
+        assert command(deployment, "archive", "kept")["events"] == 30
+        said = command(deployment, "backfill", "kept", code=1)["said"]
+        assert "`livevalue recover rebuild --archive FOLDER`" in said
+
+
 def test_a_time_that_is_none_is_wrong_usage(
     stack: Stack, topic_prefix: str, tmp_path: Path
 ) -> None:
