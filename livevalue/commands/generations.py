@@ -45,7 +45,8 @@ def retrain(
     """Train on a log, compare with what serves, publish, and let it serve if it is no worse.
 
     The same log gives the same generation: call it as often as you like, from cron, Airflow or
-    Kubernetes. Where the log is too short for labels it says from which date on they exist.
+    Kubernetes. Where the log is too short for labels it says from which date on they exist. A
+    generation that is worse, or too little data, is a result: the exit code is 0.
 
     Example:  livevalue retrain kafka
     """
