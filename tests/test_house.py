@@ -70,6 +70,21 @@ def test_a_worker_and_a_client_load_no_torch(module: str) -> None:
     assert done.stdout.strip().endswith("[]")
 
 
+def test_serving_a_trained_generation_loads_no_torch() -> None:
+    code = """
+import sys
+import numpy as np
+from livevalue.demo.bundled import bundled
+model = bundled().model
+features = np.zeros((2, 3, len(bundled().manifest.features)), np.float32)
+assert model.predict(np.zeros((2, model.carry_size), np.float32), features).expected.shape[0] == 2
+print([m for m in ("torch", "onnx") if m in sys.modules], "onnxruntime" in sys.modules)
+"""
+    done = _run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "[] True"
+
+
 def test_a_client_loads_no_faust() -> None:
     code = "import sys, livevalue; print('faust' in sys.modules)"
     assert _run(sys.executable, "-c", code).stdout.split() == ["False"]
