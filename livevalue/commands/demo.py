@@ -45,8 +45,10 @@ def demo(
     report = Demo(dir or default_folder(), seconds, simulate, out.console).run()
     simulated = f" ({report.simulated:,} of them simulated)" if report.simulated else ""
     out.say(
-        f"{report.events:,} events{simulated}, {report.updates:,} updates of "
-        f"{report.users:,} users; first moved value after {report.first_value_s} s; {report.anonymous:,} lines of the original "
-        "log have no customer and are left out"
+        f"{report.events:,} events{simulated}, {report.updates:,} updates of {report.users:,} users"
+    )
+    out.say(
+        f"first moved value after {report.first_value_s} s; {report.anonymous:,} lines of the "
+        "original log have no customer and are left out"
     )
     out.result(report.as_json())
