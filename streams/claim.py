@@ -190,7 +190,7 @@ class Claims:
     def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:
         """Redis was rolled back: publish nothing before it has caught up."""
         self._around.metrics.rolled_back.inc()
-        held.rollback = Rollback.behind(published, claim.outbox)
+        held.rollback = Rollback.behind(published, claim.outbox, held.pipeline.store.name)
         held.seq_at_least = published.identity.seq
         mark = claim.watermark
         log.warning(

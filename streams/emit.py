@@ -30,11 +30,12 @@ class Published:
     identity: Identity
     positions: tuple[int, ...]
     log_id: str
+    store: str = ""  # that served; "" where a record does not say
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b")
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main")
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -45,6 +46,7 @@ class Published:
                 "writer": self.identity.writer,
                 "positions": self.positions,
                 "log_id": self.log_id,
+                "store": self.store,
             },
             separators=(",", ":"),
         ).encode()
@@ -58,6 +60,7 @@ class Published:
                 Identity(int(said["seq"]), str(said["writer"])),
                 tuple(int(p) for p in said["positions"]),
                 str(said["log_id"]),
+                str(said.get("store", "")),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of what was published: {value[:80]!r}") from error

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurestore.store import CommitOutcome, Watermark
+from streams import sweep
 from streams.emit import Parked
 from streams.errors import Fenced, Stale
 from streams.intake import Taken
@@ -99,8 +100,11 @@ class Held:
         """
         users = sorted(roll.users)
         waiting = []
+        progress = sweep.PENDING if roll.undid_flip else ""
         for low in range(0, max(1, len(users)), REFRESH_USERS):
-            done = await self.refresh(users[low : low + REFRESH_USERS], None, "recover")
+            done = await self.refresh(
+                users[low : low + REFRESH_USERS], None, "recover", progress=progress
+            )
             self.watermark = mark = done.watermark
             waiting.append(Waiting(mark.identity, mark.positions, done.updates))
         waiting[-1].parked += roll.parked
@@ -112,6 +116,7 @@ class Held:
             extra={
                 "partition": self.partition,
                 "users": len(users),
+                "undid_flip": roll.undid_flip,
                 "seq": self.watermark.identity.seq if self.watermark else 0,
             },
         )

@@ -259,7 +259,7 @@ class Publisher:
             _DLQ_PARTITION,
             [x.render(kafka.sources[x.letter.source], p, room) for x in letters],
         )
-        mark = Published(last.identity, last.positions, self._log_id)
+        mark = Published(last.identity, last.positions, self._log_id, self._store.name)
         await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*sent)
         await producer.commit_transaction()

@@ -5,6 +5,9 @@ positions may be equal all the same. Then nothing is published, and processing d
 the outbox, until the watermark has reached the published positions in every source. After that
 each user touched since is published once under seq = max(both) + 1, and only dead letters at or
 beyond their source's published position (streams.held does it).
+
+Where another store served when the last commit was published, the roll-back undid a flip, too. What
+that store's sweep has published no outbox of ours names, so every user is published again.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ class Rollback:
     published: Published
     users: set[str]  # touched since: each is published once
     parked: list[Parked]  # dead letters at or beyond the published positions
+    undid_flip: bool = False  # another store served then: every user is published again
 
     @classmethod
-    def behind(cls, published: Published, outbox: Sequence[OutboxEntry]) -> Rollback:
-        """A store whose outbox lacks what was published last."""
-        made = cls(published, set(), [])
+    def behind(cls, published: Published, outbox: Sequence[OutboxEntry], store: str) -> Rollback:
+        """A store, by its name, whose outbox lacks what was published last."""
+        made = cls(published, set(), [], published.store not in ("", store))
         for entry in outbox:
             made.saw(entry.users, [Parked(letter) for letter in entry.letters])
         return made

@@ -74,6 +74,37 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     assert not owner.halted
 
 
+async def test_a_roll_back_past_a_flip_publishes_again_what_the_other_store_has_said(
+    owning: Owning,
+) -> None:
+    stores = {"main": owning.store}
+
+    async def find(name: str) -> Generation:
+        return prior(owning.settings.model)
+
+    owning.follow(stores.__getitem__, find)
+    owner = owning.own()
+    await owning.send(200)
+    await owning.settle()
+    await owning.send(1)  # the entry that the outbox keeps names one user alone
+    await owning.settle()
+    stores["aside"] = await build_aside(owning, "aside")
+    kept = owning.backing.snapshot()
+    published = len(await owning.scores())
+    await owning.store.set_next(0, "aside")
+    await owning.until(lambda: owning.backing.partition(0).active == "aside")
+    await owning.until_swept(published + 40)
+
+    owning.backing.restore(kept)
+    await owning.send(1)  # touches one user; what the sweep said of the others is undone, too
+    for _ in range(200):
+        if await owning.audit() == CLEAN and len(await owning.scores()) >= published + 80:
+            break
+        await asyncio.sleep(0.1)
+    assert await owning.audit() == CLEAN
+    assert owning.backing.partition(0).active == "main" and not owner.halted
+
+
 async def says_what_the_swap_did(owning: Owning) -> None:
     """A swept document's `previous` is what was said before, and no time goes back."""
     last: dict[str, dict[str, Any]] = {}
