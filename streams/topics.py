@@ -249,16 +249,25 @@ class _Overheard(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.refusal = ""
+        self._logger = logging.getLogger("kafka.net")
+        self._before = (self._logger.level, self._logger.propagate)
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
         self.refusal = next((kind for kind in self._KINDS if kind in said), self.refusal)
 
     def __enter__(self) -> None:
-        logging.getLogger("kafka.net").addHandler(self)
+        # A worker mutes the driver (streams.logs): heard it must be all the same, not printed.
+        self._before = (self._logger.level, self._logger.propagate)
+        if not self._logger.isEnabledFor(logging.ERROR):
+            self._logger.setLevel(logging.ERROR)
+            self._logger.propagate = False
+        self._logger.addHandler(self)
 
     def __exit__(self, *error: object) -> None:
-        logging.getLogger("kafka.net").removeHandler(self)
+        self._logger.removeHandler(self)
+        level, self._logger.propagate = self._before
+        self._logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,10 @@ from livevalue.embedded import Stack
 from tests.embedded.conftest import eventually, servers_in
 
 _HOLD = """
-import sys, threading, time
+import signal, sys, threading, time
+# As a terminal starts it: a test run in the background hands on that it ignores these two.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from livevalue.embedded import Stack
 
 def hold():

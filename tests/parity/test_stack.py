@@ -47,7 +47,7 @@ def test_live_replay_backfill_and_archive_agree(
         mixed=mixed,
         partitions=partitions,
         batch=batch,
-        idle_after_s=1.0 if silent else 3600.0,
+        idle_after_s=4.0 if silent else 3600.0,
     )
     log = nasty(2500, users=80, seed=20 + partitions, quiet=quiet)
     with Deployment(settings, tmp_path) as deployment:
@@ -56,7 +56,7 @@ def test_live_replay_backfill_and_archive_agree(
         if silent:
             send(deployment, log[:1500])
             deployment.settle()
-            time.sleep(1.5)
+            time.sleep(4.5)
             send(deployment, log[1500:])
         elif not mixed:  # one topic is read far ahead of the others
             send(deployment, [sent for sent in log if sent.type == "purchase"])

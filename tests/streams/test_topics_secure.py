@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -64,6 +65,21 @@ def test_a_wrong_password_names_the_settings_and_not_itself(secure: Kafka) -> No
     with pytest.raises(LogAuthError, match="LIVEVALUE_KAFKA__USERNAME") as caught:
         topics.check(_settings(secure, "wrong-secret"))
     assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_wrong_password_is_heard_where_the_driver_is_muted_as_in_a_worker(
+    secure: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 4000)
+    driver = logging.getLogger("kafka")
+    before = driver.level
+    driver.setLevel(logging.CRITICAL)
+    try:
+        with pytest.raises(LogAuthError, match="LIVEVALUE_KAFKA__USERNAME"):
+            topics.check(_settings(secure, "wrong-secret"))
+    finally:
+        driver.setLevel(before)
+    assert logging.getLogger("kafka.net").level == logging.NOTSET
 
 
 def test_no_login_where_one_is_wanted_names_the_security_setting(
