@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_live_replay_backfill_and_archive_agree(
         partitions=partitions,
         batch=batch,
         idle_after_s=4.0 if silent else 3600.0,
+        # No source that has more to say is this far behind: its lateness is 72 hours.
+        idle_behind=timedelta(hours=96),
     )
     log = nasty(2500, users=80, seed=20 + partitions, quiet=quiet)
     with Deployment(settings, tmp_path) as deployment:
