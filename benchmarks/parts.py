@@ -148,7 +148,7 @@ async def _run(users: int, batch: int, steps: int, url: str) -> None:
                           (False,) + (True,) * (sources - 1))  # fmt: skip
         with parts.part("between"):
             done = await pipe.process(
-                0, token, mark, after, decoded.batch, decoded.rejected, now, capped=False
+                0, token, mark, after, decoded.batch, decoded.rejected, capped=False
             )
         if done.outcome != "OK" or decoded.rejected:
             raise RuntimeError(f"{done.outcome}, {decoded.rejected[:2]}")

@@ -5,7 +5,6 @@ FeatureStoreError                 root: `except FeatureStoreError` catches all o
 │                                 claim again; the outcome of a commit is then unknown
 ├── StoreError                    an operator must act; the message says what to do
 │   ├── StoreAuthError            wrong password, or the account may not run what is needed
-│   ├── StoreFull                 Redis refuses writes for want of memory
 │   ├── StoreVersionError         server or function library is too old, or of a later schema
 │   ├── StoreMismatch             the store was folded with other settings: names the setting
 │   ├── StoreHalfDone             a drop or wipe was broken off: run the same command again
@@ -33,10 +32,6 @@ class StoreError(FeatureStoreError):
 
 class StoreAuthError(StoreError):
     """The store refuses our name or password, or the account lacks a permission."""
-
-
-class StoreFull(StoreError):
-    """The store refuses writes because its memory is used up."""
 
 
 class StoreVersionError(StoreError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,11 +232,6 @@ def at(document: Mapping[str, Any], when_ms: int) -> dict[str, Any]:
             for name in document["values"]
         },
     }
-
-
-def at_time(document: Mapping[str, Any], when: datetime) -> dict[str, Any]:
-    """`at` for an aware datetime."""
-    return at(document, times.of(when))
 
 
 def _template(

@@ -88,9 +88,7 @@ async def _stand(
         return
     count = len(positions)
     after = Positions(positions, ("",) * count, log_id, (False,) * count)
-    await pipeline.process(
-        partition, claim.token, None, after, EventBatch.empty(), [], now_ms=0, base=base
-    )
+    await pipeline.process(partition, claim.token, None, after, EventBatch.empty(), [], base=base)
 
 
 def files_hash(paths: Sequence[Path]) -> str:
@@ -147,7 +145,6 @@ async def backfill_files(
             after,
             batch,
             step.rejected,
-            now_ms=0,
             capped=False,
             base=Base(files, cut_ms, steps[p]).text(),
         )

@@ -12,9 +12,8 @@ StreamsError                      root: `except StreamsError` catches all of thi
 ├── Fenced                        another worker owns the partition: forget it, claim if still ours
 ├── Stale                         the store is not where we thought: forget memory, claim again
 ├── PublishError                  the transactional producer failed: throw it away, claim again
-├── WrongSetting              a setting is wrong: names it, or the file, and what to write
-├── AddressError                  the metrics cannot be served there: names the settings
-└── Stalled                       lag without progress: the process exits non-zero
+├── WrongSetting                  a setting is wrong: names it, or the file, and what to write
+└── AddressError                  the metrics cannot be served there: names the settings
 
 Bad records never raise: they are values (streams.deadletter.Rejected).
 """
@@ -76,7 +75,3 @@ class PublishError(StreamsError):
 
 class AddressError(StreamsError):
     """The address for metrics is taken, or not of this machine."""
-
-
-class Stalled(StreamsError):
-    """There is lag and the watermark has not moved for the set time."""

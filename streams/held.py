@@ -42,7 +42,7 @@ class Held:
     seq_at_least: int = 0
     moved_s: float = 0.0  # when `advance` was last called, by the monotonic clock
 
-    async def process(self, taken: Taken, idle: tuple[bool, ...], now_ms: int) -> Processed:
+    async def process(self, taken: Taken, idle: tuple[bool, ...]) -> Processed:
         """Fold and commit one batch; the outcome is the caller's to `demand`."""
         return await self.pipeline.process(
             self.partition,
@@ -51,7 +51,6 @@ class Held:
             Positions(taken.positions, taken.marks, self.log_id, idle),
             taken.batch,
             taken.rejected,
-            now_ms,
             seq_at_least=self.seq_at_least,
         )
 

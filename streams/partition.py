@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
-from featurestore.errors import FeatureStoreError, StateFormatError, StoreError, StoreFull
+from featurestore.errors import FeatureStoreError, StateFormatError, StoreError
 from featurestore.store import Watermark
 from scoring.errors import ScoringError
 from streams.claim import Claims
@@ -161,7 +161,7 @@ class Owner:
             except Flipped:
                 await self._let_go()
             except _HALT as error:
-                if isinstance(error, StoreFull) or _away(error):
+                if _away(error):
                     await self._forget(error)
                 else:
                     self._halt(error)
@@ -286,7 +286,7 @@ class Owner:
             if not taken.records and began - self._committed_s < _MARKERS_S:
                 return False
             idle = self._upkeep.idle.after(taken.counts)
-            done = await held.process(taken, idle, self._around.now_ms())
+            done = await held.process(taken, idle)
             if taken.records:
                 self._bytes_each = done.counts["bytes"] / taken.records
             if not done.split:

@@ -172,7 +172,6 @@ class Pipeline:
         after: Positions,
         batch: EventBatch,
         rejected: Sequence[Rejected],
-        now_ms: int,
         *,
         seq_at_least: int = 0,
         capped: bool = True,

@@ -172,7 +172,6 @@ async def _fold(step: Step, pipeline: Pipeline, token: str, done: Replayed) -> N
         step.after,
         step.batch,
         step.rejected,
-        now_ms=0,
         capped=False,
     )
     if result.outcome != "OK":

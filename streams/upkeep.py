@@ -130,7 +130,7 @@ class Upkeep:
                 return
             nothing = self._intake.nothing()
             idle = self.idle.after(nothing.counts)
-            done = await held.process(nothing, idle, self._around.now_ms())
+            done = await held.process(nothing, idle)
             held.demand(done)
             held.advance(done)
         assert held.watermark is not None

@@ -137,7 +137,6 @@ class Played:
                 Positions(tuple(positions), tuple(marks), "log", (False,) * sources),
                 batch,
                 rejected,
-                0,
             )
             assert done.outcome is CommitOutcome.OK
             self.marks[p] = done.watermark

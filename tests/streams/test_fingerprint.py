@@ -35,7 +35,7 @@ async def begin(with_: Pipeline) -> Watermark:
     """A store that stands somewhere."""
     claim = await with_.store.claim(0)
     after = Positions((1,), ("",), "log", (False,))
-    done = await with_.process(0, claim.token, claim.watermark, after, EventBatch.empty(), [], 0)
+    done = await with_.process(0, claim.token, claim.watermark, after, EventBatch.empty(), [])
     assert done.outcome == "OK"
     return done.watermark
 
@@ -101,7 +101,7 @@ async def test_a_store_of_other_settings_is_neither_folded_into_nor_taken_over()
     token = (await store.claim(0)).token
     after = Positions((2,), ("",), "log", (False,))
     with pytest.raises(StoreMismatch, match="LIVEVALUE_FEATURES__TAIL_CAP"):
-        await other.process(0, token, mark, after, EventBatch.empty(), [], 0)
+        await other.process(0, token, mark, after, EventBatch.empty(), [])
     with pytest.raises(StoreMismatch, match="LIVEVALUE_FEATURES__TAIL_CAP"):
         await other.refresh(0, token, mark, [], None, "recover")
 
