@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from livevalue.moments import moment_ms
 from livevalue.output import Json, Output
+from livevalue.srcs import Columns, OrderLines, Type
 
 if TYPE_CHECKING:
     from scoring.evaluation import Report
@@ -57,15 +58,9 @@ def evaluate(
         Literal["all", "buyers", "prospects"], typer.Option(help="Who is scored.")
     ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Nets trained, each judged.")] = 1,
-    columns: Annotated[
-        str, typer.Option(metavar="A=B,…", help="user_id=CustomerID,amount=Total")
-    ] = "",
-    type_: Annotated[
-        str | None, typer.Option("--type", help="Type of every event of the files.")
-    ] = None,
-    order_lines: Annotated[
-        bool, typer.Option("--order-lines", help="Add up the lines of one order_id.")
-    ] = False,
+    columns: Columns = "",
+    type_: Type = None,
+    order_lines: OrderLines = False,
     json: Json = None,
 ) -> None:
     """Judge values on history, as they would have been used.
@@ -89,7 +84,7 @@ def evaluate(
     if not src or not as_of:
         raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
     question = Question(
-        as_of_ms=tuple(parse_time(text) for text in as_of.split(",") if text),
+        as_of_ms=tuple(moment_ms(text) for text in as_of.split(",") if text),
         horizons_days=tuple(parse_days(text) for text in horizon.split(",") if text),
         models=tuple(name for name in models.split(",") if name) or DEFAULT,
         cutoffs_ms=parse_cutoffs(train_cutoffs) if train_cutoffs else None,
@@ -152,22 +147,6 @@ def _text(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def parse_time(text: str) -> int:
-    """A date or RFC 3339 instant as milliseconds; without a zone it is UTC.
-
-    >>> parse_time("1970-01-02"), parse_time("1970-01-01T01:00:00+01:00")
-    (86400000, 0)
-    """
-    try:
-        at = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no date or time: write 2011-09-10 or 2011-09-10T12:00:00Z"
-        ) from None
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return round(at.timestamp() * 1000)
-
-
 def parse_days(text: str) -> int:
     """`28d` or `13w` as days.
 
@@ -191,7 +170,7 @@ def parse_cutoffs(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(
             f"{text!r} is no range: write FIRST..LAST/STEP, as 1997-04-02..1997-07-02/13d"
         )
-    first, last, step = parse_time(found[1]), parse_time(found[2]), parse_days(found[3])
+    first, last, step = moment_ms(found[1]), moment_ms(found[2]), parse_days(found[3])
     if last < first:
         raise typer.BadParameter(f"{text!r} ends before it begins")
     return tuple(range(first, last + 1, step * _DAY_MS))

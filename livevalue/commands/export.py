@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from livevalue.commands.evaluate import parse_time
+from livevalue.moments import moment_ms
 from livevalue.output import Json, Output
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export(
     Example:  livevalue export values.parquet --changed-since 2011-09-10
     """
     form = _format(file, format_)
-    since = None if changed_since is None else parse_time(changed_since)
+    since = None if changed_since is None else moment_ms(changed_since)
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.exporting import Choice, Segment

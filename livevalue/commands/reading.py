@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
+from livevalue.moments import moment
 from livevalue.output import Json, Output, Refused
 
 ORDER = 30
@@ -36,7 +36,7 @@ def get(
     from livevalue.client import ValueClient
 
     out = Output(json)
-    when = None if at is None else _time(at)
+    when = None if at is None else moment(at)
     with ValueClient.connect() as values:
         document = values.get(user, when)
     if document is None:
@@ -138,13 +138,3 @@ def _line(document: dict[str, Any]) -> str:
 def _cause(document: dict[str, Any]) -> str:
     cause = document["cause"]
     return f"{cause['type']} {cause['event_id']}" if cause.get("event_id") else str(cause["type"])
-
-
-def _time(text: str) -> datetime:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no time: write 2011-09-10 or 2011-09-10T12:00:00Z"
-        ) from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

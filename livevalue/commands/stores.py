@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
+from livevalue.moments import moment
 from livevalue.output import Json, Output
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
@@ -68,7 +68,7 @@ def backfill(
                 running.settings(),
                 src,
                 store,
-                _time(until) if until else None,
+                moment(until) if until else None,
                 files,
                 generation=generation,
                 jobs=jobs,
@@ -132,13 +132,3 @@ def drop(name: Annotated[str, typer.Argument(metavar="S")], json: Json = None) -
     facts = asyncio.run(job(running.settings(), name))
     out.say(f"{facts['keys']:,} keys of store {name} deleted")
     out.result(facts)
-
-
-def _time(text: str) -> datetime:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no time: write 2011-09-10 or 2011-09-10T12:00:00Z"
-        ) from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

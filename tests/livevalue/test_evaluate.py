@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from livevalue.commands.evaluate import parse_cutoffs, parse_days, parse_time
+from livevalue.commands.evaluate import parse_cutoffs, parse_days
+from livevalue.moments import moment_ms
 from tests.scoring.logs import shoppers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def test_what_cannot_be_answered_is_one_line_that_says_what_to_do(
 
 
 def test_times_and_spans_are_read_as_people_write_them() -> None:
-    assert parse_time("1970-01-02") == parse_time("1970-01-02T01:00:00+01:00") == 86_400_000
+    assert moment_ms("1970-01-02") == moment_ms("1970-01-02T01:00:00+01:00") == 86_400_000
     assert parse_days("13w") == parse_days("91d") == 91
     assert [t // 86_400_000 for t in parse_cutoffs("1970-04-02..1970-07-02/13d")] == [
         *range(91, 183, 13)
