@@ -10,6 +10,8 @@ import os
 # Before numpy and onnxruntime load: many small thread pools on few cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -48,6 +50,18 @@ def topic_prefix() -> str:
 def store_name() -> str:
     """Name of a store that no other test has."""
     return f"t{os.getpid()}x{next(_names)}"
+
+
+@pytest.fixture(scope="session")
+def compose() -> list[str]:
+    """The words that run Docker Compose; it checks a file without an engine."""
+    for command in (["docker-compose"], ["docker", "compose"]):
+        # docker may be there without its compose plugin
+        if shutil.which(command[0]):
+            done = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if done.returncode == 0:
+                return command
+    pytest.skip("neither docker-compose nor the compose plugin of docker is installed")
 
 
 @pytest.fixture(scope="session")
