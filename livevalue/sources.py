@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from featurestore.columns import NO_TIME, EventBatch
+from livevalue.rejections import rejections
 from streams.archive import archive_bounds, archive_steps, is_archive
 from streams.codec import Codec
 from streams.errors import LogFileError
@@ -73,10 +75,13 @@ def parse_columns(text: str) -> dict[str, str]:
 class Source:
     """One or several SRC of a command, opened for reading once."""
 
-    def __init__(self, src: Sequence[str], settings: Settings, options: FileOptions) -> None:
+    def __init__(
+        self, src: Sequence[str], settings: Settings, options: FileOptions | None = None
+    ) -> None:
         self._settings = settings
         self._codec = Codec(settings)
-        self._kafka = KAFKA in src
+        self._rejected: Counter[str] = Counter()
+        self.kafka = KAFKA in src
         self.archives = [Path(s) for s in src if s != KAFKA and is_archive(Path(s))]
         self.files = [Path(s) for s in src if s != KAFKA and not is_archive(Path(s))]
         missing = [str(path) for path in self.files if not path.is_file()]
@@ -85,7 +90,12 @@ class Source:
                 f"{missing[0]} is neither a file, nor a folder that `livevalue archive` wrote, "
                 "nor the word kafka"
             )
+        options = options or FileOptions()
         self.file_log = options.open(self.files, settings) if self.files else None
+
+    def rejections(self) -> dict[str, Any]:
+        """What the last reading by `batches` left out, as every command's JSON holds it."""
+        return rejections(self._rejected, self.file_log)
 
     async def steps(self) -> AsyncGenerator[Step]:
         """All steps: files first, then archives, then the topics up to their ends."""
@@ -98,7 +108,7 @@ class Source:
         for folder in self.archives:
             async for step in archive_steps(self._settings, self._codec, folder):
                 yield step
-        if self._kafka:
+        if self.kafka:
             async with KafkaLog(kafka) as log:
                 for partition in range(kafka.partitions):
                     ends = await log.ends(partition)
@@ -128,8 +138,10 @@ class Source:
         left = threading.Event()
 
         async def read() -> None:
+            self._rejected.clear()
             async with aclosing(self.steps()) as steps:
                 async for step in steps:
+                    self._rejected.update(f"rejected_{one.reason}" for one in step.rejected)
                     _put(ready, (step.partition, step.batch), left)
 
         def run() -> None:

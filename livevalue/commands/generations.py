@@ -53,6 +53,7 @@ def retrain(
     from livevalue import running
     from livevalue.bars import stages
     from livevalue.jobs.generating import retrain as job
+    from livevalue.rejections import lines
     from livevalue.repeating import repeatedly
 
     out = Output(json)
@@ -71,6 +72,8 @@ def retrain(
                     progress=tell,
                 )
             )
+        for line in lines(facts):
+            out.say(line)
         verb = "serves" if facts["promoted"] else "does not serve"
         out.say(f"generation {facts['generation'][:12]} {verb}: {facts['reason']}")
         out.result(facts)

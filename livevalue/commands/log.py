@@ -46,18 +46,15 @@ def replay(
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.replaying import replay_source
+    from livevalue.rejections import counted, lines
 
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
     with bar(out, "events") as tell:
         facts = asyncio.run(replay_source(running.settings(), src, files, generation, tell))
-    shown = {name: n for name, n in facts.items() if name not in ("reasons", "first_rejections")}
-    out.table(list(shown), [list(shown.values())])
-    if facts["reasons"]:
-        by_reason = ", ".join(f"{n:,} {reason}" for reason, n in facts["reasons"].items())
-        out.say(f"rejected: {by_reason}")
-    for row in facts.get("first_rejections", ()):
-        out.say(f"! {row['place']}: {row['reason']}: {row['detail']}")
+    out.table(*counted(facts))
+    for line in lines(facts):
+        out.say(line)
     out.result(facts)
     if facts["rejected"] and not facts["applied"]:
         raise Refused(
@@ -127,10 +124,13 @@ def archive(
 ) -> None:
     """Copy what the topics hold beyond the archive's end to Parquet, exact by offsets.
 
+    Once a day it also keeps what was served, for `livevalue audit`.
+
     Example:  livevalue archive /data/archive --every 1h
     """
     from livevalue import running
     from livevalue.bars import bar
+    from livevalue.jobs.snapshots import take_daily
     from livevalue.jobs.storing import archive_log
     from livevalue.repeating import repeatedly
 
@@ -143,6 +143,9 @@ def archive(
             facts = asyncio.run(archive_log(settings, folder, lambda n: tell(n, None)))
         took = time.monotonic() - began
         out.say(f"{facts['events']:,} events in {facts['files']} new files, {took:.1f} s")
-        out.result(facts)
+        snapshot, why_not = asyncio.run(take_daily(settings, folder))
+        if snapshot or why_not:
+            out.say(f"what is served: {snapshot.get('snapshot') or why_not}")
+        out.result({**facts, **snapshot})
 
     repeatedly(once, every)

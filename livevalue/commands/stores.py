@@ -59,6 +59,7 @@ def backfill(
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.storing import backfill as job
+    from livevalue.rejections import counted, lines
 
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
@@ -75,7 +76,9 @@ def backfill(
                 progress=tell,
             )
         )
-    out.table(list(facts), [list(facts.values())])
+    out.table(*counted(facts))
+    for line in lines(facts):
+        out.say(line)
     out.result(facts)
 
 

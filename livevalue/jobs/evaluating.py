@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from livevalue.rejections import lines
 from livevalue.sources import FileOptions, Source
 from scoring import evaluation
 from scoring.evaluation import Question, Report
@@ -19,5 +20,8 @@ def evaluate(
 ) -> Report:
     """Read the log once, then answer for each cut-off."""
     told("reading the log")
-    log = list(Source(src, settings, options).batches())
-    return evaluation.evaluate(log, question, settings.features, settings.kafka.sources, told)
+    source = Source(src, settings, options)
+    log = list(source.batches())
+    report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, told)
+    report.notes += lines(source.rejections())
+    return report

@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.store import FeatureStore
 from livevalue.jobs.storing import build, flip
-from livevalue.sources import FileOptions, Source
+from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import retrain as job
 from scoring.generation import Generation
 from streams.errors import Stale
@@ -107,9 +107,10 @@ async def _build_aside(
     told(f"building store {other.name} aside")
     if has_base and mark is not None:
         cut_ms = Base.parse(mark.base).cut_ms
-        await build(settings, other, made, base, None, options, cut_ms=cut_ms)
+        await build(settings, other, made, Source(base, settings, options), cut_ms=cut_ms)
     ends = {p: w.positions for p, w in enumerate(limits) if w is not None}
-    await build(settings, other, made, ["kafka"], None, options, limits=ends, progress=progress)
+    log = Source([KAFKA], settings)
+    await build(settings, other, made, log, limits=ends, progress=progress)
 
 
 async def rollback(settings: Settings, told: Callable[[str], None]) -> dict[str, Any]:
@@ -152,8 +153,9 @@ async def retrain(
     stores = Stores(settings)
     try:
         registry = stores.registry()
+        source = Source(src, settings, options)
         report = await job.retrain(
-            Source(src, settings, options).batches,
+            source.batches,
             settings.model,
             settings.features,
             settings.kafka.sources,
@@ -162,7 +164,7 @@ async def retrain(
             promote=False,
             progress=progress,
         )
-        facts = report.as_json()
+        facts = {**report.as_json(), **source.rejections()}
         if serve and report.passed and await registry.champion() != report.generation:
             if await stores.store().active(0) is None:
                 await registry.promote(report.generation)

@@ -12,7 +12,7 @@ from pathlib import Path
 from featurestore.store import FeatureStore, Watermark
 from livevalue.jobs.storing import build
 from livevalue.output import Refused
-from livevalue.sources import KAFKA, FileOptions
+from livevalue.sources import KAFKA, Source
 from scoring.generation import Generation
 from streams.archive import archive_bounds, archive_ids, archive_steps, is_archive
 from streams.backfill import builder
@@ -73,4 +73,4 @@ async def fold_again(
     if archive is not None:
         pipeline = builder(into, settings, served)
         await replay(archive_steps(settings, Codec(settings), archive), pipeline, progress=progress)
-    await build(settings, into, served, [KAFKA], None, FileOptions(), progress=progress)
+    await build(settings, into, served, Source([KAFKA], settings), progress=progress)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +10,7 @@ from featurestore.backends.memory import MemoryStore
 from featurestore.digest import Digest
 from featurestore.errors import FeatureStoreError
 from featurestore.store import Watermark
+from livevalue.rejections import rejections
 from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, prior
 from scoring.scorer import Scorer
@@ -21,9 +21,6 @@ from streams.replay import Progress, digest_of, replay
 from streams.settings import Settings
 from streams.stores import Stores
 from streams.verify import Verified, verify
-
-_FIRST = 5  # rejections that are shown with their places
-_PARKED = ("late", "conflict", "future")  # not folded, by the log's clock or by what it holds
 
 
 async def replay_source(
@@ -45,30 +42,12 @@ async def replay_source(
     async with aclosing(source.steps()) as steps:
         done = await replay(steps, pipeline, progress=progress)
     digest = await digest_of(pipeline.store, sorted(done.watermarks))
-    facts: dict[str, Any] = done.as_json()
-    reasons = Counter({name: done.counts[name] for name in _PARKED})
-    reasons.update(_reasons(done.counts))
-    if source.file_log is not None:
-        facts["anonymous"] = source.file_log.counts["anonymous"]
-        rejected = _reasons(source.file_log.counts)
-        facts["rejected"] += rejected.total()
-        reasons.update(rejected)
-        facts["first_rejections"] = [
-            {"place": r.place, "reason": str(r.reason), "detail": r.detail}
-            for r in source.file_log.rejections[:_FIRST]
-        ]
-    facts["reasons"] = {name: n for name, n in reasons.most_common() if n}
-    return {**facts, "users": digest.users, "digest": digest.hex()}
-
-
-def _reasons(counts: Mapping[str, int]) -> Counter[str]:
-    """Rejected rows or records by reason, of counts that hold other things too.
-
-    >>> _reasons({"rows": 9, "rejected_not_json": 2})
-    Counter({'not_json': 2})
-    """
-    said = "rejected_"
-    return Counter({name[len(said) :]: n for name, n in counts.items() if name.startswith(said)})
+    return {
+        **done.as_json(),
+        **rejections(done.counts, source.file_log),
+        "users": digest.users,
+        "digest": digest.hex(),
+    }
 
 
 async def digest_live(settings: Settings, progress: Progress | None = None) -> dict[str, Any]:

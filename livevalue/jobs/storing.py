@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
 from livevalue.output import Refused
-from livevalue.sources import KAFKA, FileOptions, Source
+from livevalue.rejections import rejections
+from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, dump
 from streams import topics
 from streams.app import log_id
@@ -76,12 +77,12 @@ async def backfill(
                 f"`livevalue stores flip` it"
             )
         served = await stores.generation(generation)
-        done = await build(
-            settings, stores.store(name), served, src, until, options, jobs, progress
-        )
+        source = Source(src, settings, options)
+        done = await build(settings, stores.store(name), served, source, until, jobs, progress)
         digest = await digest_of(stores.store(name), range(settings.kafka.partitions))
         return {
             **done.as_json(),
+            **rejections(done.counts, source.file_log),
             "store": name,
             "users": digest.users,
             "digest": digest.hex(),
@@ -94,21 +95,19 @@ async def build(
     settings: Settings,
     store: FeatureStore,
     served: Generation,
-    src: Sequence[str],
-    until: datetime | None,
-    options: FileOptions,
+    source: Source,
+    until: datetime | None = None,
     jobs: int = 0,
     progress: Progress | None = None,
     *,
     cut_ms: int | None = None,
     limits: dict[int, tuple[int, ...]] | None = None,
 ) -> Replayed:
-    """Fold `src` into `store` with `served`: files first, as the base, then the topics.
+    """Fold `source` into `store` with `served`: files first, as the base, then the topics.
 
     The base ends at `until` (or `cut_ms`), the topics at `limits` where given.
     """
     done = Replayed()
-    source = Source(src, settings, options)
     if source.archives:
         raise LogFileError(
             f"{source.archives[0]} is an archive: `livevalue recover rebuild --archive FOLDER` "
@@ -120,7 +119,7 @@ async def build(
         files = await backfill_files(pipeline, source.file_log, source.files, cut_ms, progress)
         done.events += files.events
         done.counts.update(files.counts)
-    if KAFKA in src:
+    if source.kafka:
         identity = log_id(settings, await asyncio.to_thread(topics.topic_ids, settings))
         log = await asyncio.to_thread(
             in_parallel,

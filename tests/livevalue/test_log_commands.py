@@ -7,6 +7,9 @@ from typing import Any
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
+from livevalue.rejections import lines
+from livevalue.sources import FileOptions, Source, parse_columns
+from streams.settings import Settings
 from tests.e2e.deployment import Deployment, some_events
 from tests.parity.onstack import command, process, serve, shaped
 from tests.parity.playing import generation
@@ -116,3 +119,20 @@ def test_a_log_that_is_rejected_says_where_and_why(
         assert "rejected: 4 missing_field" in said
         assert "! orders.csv:1: missing_field: type: say which with --type" in said
         assert said.splitlines()[-1].startswith("livevalue: nothing was applied and ")
+
+        options = ["orders.csv", "--type", "purchase", "--columns", MAPPED]
+        replayed = command(deployment, "replay", *options)
+        filled = command(deployment, "backfill", *options)
+        assert filled == {**replayed, "store": "main"}
+        assert (filled["rejected"], filled["anonymous"]) == (1, 1)
+
+
+def test_reading_a_log_twice_counts_its_rejections_once(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text(CSV)
+    options = FileOptions(parse_columns(MAPPED), "purchase")
+    source = Source([str(tmp_path / "orders.csv")], Settings(), options)
+    for _ in range(2):
+        assert sum(batch.size for _, batch in source.batches()) == 3
+    said = source.rejections()
+    assert (said["rejected"], said["anonymous"], said["reasons"]) == (1, 1, {"invalid_field": 1})
+    assert next(lines(said)) == "rejected: 1 invalid_field"

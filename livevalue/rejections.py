@@ -1,0 +1,60 @@
+"""What of a log was not taken: counted by reason, the first places named.
+
+Every command that reads SRC says it in the same words and the same fields of its JSON.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streams.log import FileLog
+
+_FIRST = 5  # rejections that are shown with their places
+_PARKED = ("late", "conflict", "future")  # not folded, by the log's clock or by what it holds
+
+
+def rejections(counts: Mapping[str, int], files: FileLog | None = None) -> dict[str, Any]:
+    """`rejected`, `reasons` and, of files, `anonymous` and `first_rejections`.
+
+    counts: what a replay counted; other things may stand among it.
+
+    >>> rejections({"applied": 9, "late": 1, "rejected_not_json": 2})
+    {'rejected': 3, 'reasons': {'not_json': 2, 'late': 1}}
+    """
+    reasons = Counter({name: counts.get(name, 0) for name in _PARKED})
+    reasons.update(_by_reason(counts))
+    if files is not None:
+        reasons.update(_by_reason(files.counts))
+    facts: dict[str, Any] = {
+        "rejected": reasons.total(),
+        "reasons": {name: n for name, n in reasons.most_common() if n},
+    }
+    if files is not None:
+        facts["anonymous"] = files.counts["anonymous"]
+        facts["first_rejections"] = [
+            {"place": r.place, "reason": str(r.reason), "detail": r.detail}
+            for r in files.rejections[:_FIRST]
+        ]
+    return facts
+
+
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The same for people; none where nothing was left out."""
+    if facts["reasons"]:
+        by_reason = ", ".join(f"{n:,} {reason}" for reason, n in facts["reasons"].items())
+        yield f"rejected: {by_reason}"
+    for row in facts.get("first_rejections", ()):
+        yield f"! {row['place']}: {row['reason']}: {row['detail']}"
+
+
+def counted(facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and the one row of a table: the facts that are told in no other line."""
+    shown = {name: n for name, n in facts.items() if name not in ("reasons", "first_rejections")}
+    return list(shown), [list(shown.values())]
+
+
+def _by_reason(counts: Mapping[str, int]) -> Counter[str]:
+    said = "rejected_"
+    return Counter({name[len(said) :]: n for name, n in counts.items() if name.startswith(said)})
