@@ -76,8 +76,16 @@ class StoreSettings(_Section):
     """Where values live."""
 
     url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix:// URL"
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="redis://, rediss:// (TLS) or unix:// URL; redis+sentinel:// and "
+        "redis+cluster:// (see [security](security.md) and [operations](operations.md#redis))",
     )
+    password_file: str = Field(
+        "", description="file whose first line is the password, where the URL holds none"
+    )
+    ca_file: str = Field("", description="PEM file of Redis's authority; none: the system's")
+    cert_file: str = Field("", description="PEM file of our certificate, where Redis wants one")
+    key_file: str = Field("", description="PEM file of its key; none: it is in `cert_file`")
     name: str = Field("main", pattern=r"^[a-z0-9-]{1,32}$", description="store of a first start")
     timeout_s: float = Field(5.0, gt=0, description="of one call")
     max_commit_mib: float = Field(8.0, gt=0, le=64, description="a larger batch is cut")

@@ -208,7 +208,7 @@ def _meta(settings: Settings, meta: Meta | None) -> Check:
 
 async def _ask(settings: Settings) -> tuple[dict[str, str], float, str, Meta | None]:
     """INFO, TIME, the eviction policy ("" where we may not ask), `lv:meta`."""
-    links = Links(settings.store.url.get_secret_value(), settings.store.timeout_s)
+    links = Links.of(settings.store)
     try:
         info, now = await links.ask(None, [[b"INFO"], [b"TIME"]])
         try:

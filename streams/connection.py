@@ -1,25 +1,27 @@
-"""How aiokafka clients reach the broker: address, TLS and SASL from the settings.
+"""How clients reach the broker: address, TLS and SASL from the settings.
 
-Every aiokafka client of the project takes its arguments from here, so that a deployment's
-security is configured once.
+Every aiokafka client takes its arguments from here, every kafka-python client from
+`streams.topics.connection`, which takes its security from here: it is configured once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Any
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
+from featurestore.secrets import SecretError, password, tls
 from streams.errors import LogError
 from streams.settings import KafkaSettings
+
+SECTION = "LIVEVALUE_KAFKA"
 
 
 def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
     """Connection arguments of an aiokafka client.
 
-    Raises LogError where no broker is configured or the CA file cannot be read.
+    Raises LogError where no broker is configured or a file of the settings cannot be used.
 
     >>> aiokafka_options(KafkaSettings(bootstrap="127.0.0.1:9092"))["security_protocol"]
     'PLAINTEXT'
@@ -29,22 +31,27 @@ def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
             "no broker is configured: set LIVEVALUE_KAFKA__BOOTSTRAP to host:port, "
             "or start one with `livevalue up`"
         )
-    options: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap,
-        "security_protocol": kafka.security,
-    }
-    if kafka.security.endswith("SSL"):
-        try:
-            options["ssl_context"] = ssl.create_default_context(cafile=kafka.ca_file or None)
-        except OSError as error:
-            raise LogError(
-                f"cannot read the CA file {kafka.ca_file!r} ({error.strerror}): "
-                "set LIVEVALUE_KAFKA__CA_FILE"
-            ) from None
-    if kafka.security.startswith("SASL"):
-        options["sasl_mechanism"] = kafka.sasl_mechanism
-        options["sasl_plain_username"] = kafka.username
-        options["sasl_plain_password"] = kafka.password.get_secret_value()
+    return {"bootstrap_servers": kafka.bootstrap, **security(kafka)}
+
+
+def security(kafka: KafkaSettings) -> dict[str, Any]:
+    """Protocol, TLS and SASL, by the names that aiokafka and kafka-python share.
+
+    >>> security(KafkaSettings(security="SASL_SSL", username="app"))["sasl_plain_username"]
+    'app'
+    """
+    options: dict[str, Any] = {"security_protocol": kafka.security}
+    try:
+        if kafka.security.endswith("SSL"):
+            options["ssl_context"] = tls(SECTION, kafka.ca_file, kafka.cert_file, kafka.key_file)
+        if kafka.security.startswith("SASL"):
+            options["sasl_mechanism"] = kafka.sasl_mechanism
+            options["sasl_plain_username"] = kafka.username
+            options["sasl_plain_password"] = password(
+                kafka.password, kafka.password_file, f"{SECTION}__PASSWORD_FILE"
+            )
+    except SecretError as error:
+        raise LogError(str(error)) from None
     return options
 
 

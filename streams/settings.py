@@ -50,7 +50,12 @@ class KafkaSettings(_Section):
     )
     username: str = Field("", description="with SASL only")
     password: SecretStr = Field(SecretStr(""), description="with SASL only")
+    password_file: str = Field(
+        "", description="file whose first line is the password, where `password` is not set"
+    )
     ca_file: str = Field("", description="PEM file of the brokers' authority; none: the system's")
+    cert_file: str = Field("", description="PEM file of our certificate, where brokers want one")
+    key_file: str = Field("", description="PEM file of its key; none: it is in `cert_file`")
     session_timeout_s: float = Field(10.0, gt=0, description="a silent worker is replaced after")
     heartbeat_s: float = Field(
         3.0, gt=0, validate_default=True, description="between heartbeats to the group"

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ import kafka.errors as driver  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
+from featurestore.secrets import refused
+from streams.connection import SECTION, security
 from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
 from streams.settings import KafkaSettings, Settings
 
@@ -169,16 +173,10 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
         )
     options: dict[str, Any] = {
         "bootstrap_servers": [part.strip() for part in kafka.bootstrap.split(",")],
-        "security_protocol": kafka.security,
         "bootstrap_timeout_ms": _BOOTSTRAP_MS,
         "client_id": kafka.app,
+        **security(kafka),
     }
-    if kafka.ca_file:
-        options["ssl_cafile"] = kafka.ca_file
-    if kafka.security.startswith("SASL"):
-        options["sasl_mechanism"] = kafka.sasl_mechanism
-        options["sasl_plain_username"] = kafka.username
-        options["sasl_plain_password"] = kafka.password.get_secret_value()
     return options
 
 
@@ -281,12 +279,14 @@ class _Topic:
 
 
 def reach(kafka: KafkaSettings) -> None:
-    """Raise LogUnavailable at once where nothing listens.
+    """Raise at once where nothing listens, or nothing that speaks Kafka with our security.
 
-    kafka-python tries for its whole bootstrap time, ten seconds, what is plain after a moment.
+    kafka-python tries for its whole bootstrap time, ten seconds, what is plain after a moment,
+    and then cannot say whether the certificate or the network is at fault.
     """
-    said = ""
-    for address in connection(kafka)["bootstrap_servers"]:
+    options = connection(kafka)
+    problem: LogError | LogUnavailable | None = None
+    for address in options["bootstrap_servers"]:
         host, _, port = address.rpartition(":")
         try:
             number = int(port)
@@ -296,12 +296,39 @@ def reach(kafka: KafkaSettings) -> None:
                 "LIVEVALUE_KAFKA__BOOTSTRAP"
             ) from None
         try:
-            socket.create_connection((host.strip("[]"), number), _CONNECT_S).close()
+            _knock(host.strip("[]"), number, options.get("ssl_context"))
+        except ssl.SSLError as error:
+            said = refused(error, address, SECTION, f"{SECTION}__BOOTSTRAP")
+            problem = LogError(
+                said
+                or f"{address} and we do not agree on TLS ({error.reason}): correct "
+                f"{SECTION}__SECURITY (it is {kafka.security})"
+            )
         except OSError as error:
-            said = error.strerror or str(error) or type(error).__name__
+            problem = _silent(kafka, error.strerror or str(error) or type(error).__name__)
         else:
             return
-    raise _silent(kafka, said)
+    if problem is not None:
+        raise problem
+
+
+def _knock(host: str, port: int, context: ssl.SSLContext | None) -> None:
+    """Connect, shake hands, and ask for the versions of requests, which needs no login.
+
+    In TLS 1.3 a server refuses a client's certificate only after the handshake: the answer to a
+    first request shows it.
+    """
+    client = b"livevalue"
+    request = struct.pack(">hhih", 18, 0, 1, len(client)) + client  # ApiVersions, version 0
+    link = socket.create_connection((host, port), _CONNECT_S)
+    try:
+        if context is not None:
+            link = context.wrap_socket(link, server_hostname=host)
+        link.sendall(struct.pack(">i", len(request)) + request)
+        if not link.recv(1):
+            raise ConnectionResetError("it closed the connection")
+    finally:
+        link.close()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 redis-py spends most of a commit's time on packing its 12,000 arguments, so the wire is spoken
 here: RESP 2 over one asyncio transport (TCP, TLS or a unix socket). A link carries one exchange
-at a time; `Links` lends free ones. After an error or a cancelled call a link is thrown away,
+at a time; `Links` takes a free one. After an error or a cancelled call a link is thrown away,
 since a late reply would be taken for the next one's.
 """
 
@@ -10,111 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
+from featurestore.backends.address import Address, Node
+from featurestore.backends.nodes import nodes
 from featurestore.backends.packing import command, pieces
-from featurestore.backends.replies import SETTING, failure
+from featurestore.backends.replies import SECTION, SETTING, failure
 from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.secrets import refused
+from featurestore.settings import StoreSettings
 
 _BUFFER = 1 << 18  # bytes read at once: they are still in the cache when hiredis copies them
-_KEPT = 16  # free connections; more are opened while many partitions are claimed at once
+_KEPT = 16  # free connections a server; more are opened while many partitions are claimed at once
+_ASKED_S = 1.0  # the next one is asked where one of several does not say who is master
+_ELSEWHERE = ("MOVED", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED")
 _MISSING = object()
+
+At = int | Node | None
+"""Whom to ask: who holds a partition, this server, or whoever."""
 
 
 class ErrorReply(Exception):
     """Redis answered with an error; the text is its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where Redis is, read from LIVEVALUE_STORE__URL.
-
-    >>> Address.parse("redis://:secret@cache:6380/2").shown
-    'cache:6380/2'
-    >>> Address.parse("unix:///run/redis.sock?db=1").shown
-    '/run/redis.sock/1'
-    """
-
-    host: str
-    port: int
-    path: str  # of a unix socket, "" = TCP
-    database: int
-    username: str
-    password: str
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Raises StoreError, without the URL in its message: it may hold a password."""
-        try:
-            parts = urlsplit(url)
-            query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-            port = parts.port or 6379
-            if parts.scheme not in ("redis", "rediss", "unix"):
-                raise ValueError("unknown scheme")
-            local = parts.scheme == "unix"
-            text = query.pop("db", "" if local else parts.path.strip("/"))
-            if local and not parts.path:
-                raise ValueError("no path")
-            database = int(text or 0)
-        except ValueError:
-            raise StoreError(
-                f"{SETTING} is not a URL of Redis: write redis://[[user]:password@]host[:port]"
-                "[/db], the same with rediss:// for TLS, or unix:///path[?db=0]"
-            ) from None
-        tls = _tls(query) if parts.scheme == "rediss" else None
-        if query:
-            raise StoreError(
-                f"{SETTING} has an option that is not known: {sorted(query)[0]}; known are db, "
-                "and with rediss:// ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and "
-                "ssl_check_hostname"
-            )
-        return cls(
-            host=parts.hostname or "127.0.0.1",
-            port=port,
-            path=unquote(parts.path) if local else "",
-            database=database,
-            username=unquote(parts.username or ""),
-            password=unquote(parts.password or ""),
-            tls=tls,
-        )
-
-    @property
-    def shown(self) -> str:
-        """For messages: no name, no password."""
-        return f"{self.path or f'{self.host}:{self.port}'}" + (
-            f"/{self.database}" if self.database else ""
-        )
-
-
-def _tls(query: dict[str, str]) -> ssl.SSLContext:
-    authority = query.pop("ssl_ca_certs", "")
-    certificate, key = query.pop("ssl_certfile", ""), query.pop("ssl_keyfile", "")
-    wants = query.pop("ssl_cert_reqs", "required")
-    checks = query.pop("ssl_check_hostname", "true").lower() not in ("false", "0", "no")
-    for path in (authority, certificate, key):
-        if path and not Path(path).is_file():
-            raise StoreError(f"{SETTING} names a file that does not exist: {path}")
-    try:
-        context = ssl.create_default_context(cafile=authority or None)
-        if certificate:
-            context.load_cert_chain(certificate, key or None)
-    except ssl.SSLError as error:
-        raise StoreError(
-            f"{SETTING} names a certificate that cannot be read: {error.reason}"
-        ) from error
-    context.check_hostname = checks and wants == "required"
-    if wants == "none":
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class Link(asyncio.BufferedProtocol):
@@ -193,112 +114,198 @@ class Link(asyncio.BufferedProtocol):
 
 
 class Links:
-    """Lends connections. Asks for a partition, so that a cluster can be had behind this name."""
+    """Lends connections to the server that holds a key, whichever that is at the moment.
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.address = Address.parse(url)
+    Where the URL names Sentinels or a cluster, a server that is gone or says that it is not the
+    one is looked for again, once a call: what was refused so has done nothing.
+    """
+
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self.address = address
         self.timeout_s = timeout_s
-        self._free: list[Link] = []
+        self._nodes = nodes(address)
+        self._free: dict[Node, list[Link]] = {}
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> Links:
+        """As the settings say."""
+        return cls(Address.of(settings), settings.timeout_s)
 
     @property
     def where(self) -> str:
         return self.address.shown
 
-    @asynccontextmanager
-    async def lend(self, partition: int | None) -> AsyncIterator[Link]:
-        """A connection to the node that holds `partition` (None: any node)."""
-        loop = asyncio.get_running_loop()
-        link: Link | None = None
-        while self._free and link is None:
-            link = self._free.pop()
-            # One of an earlier event loop cannot be used in this one.
-            if not link.open or link.loop is not loop:
-                link.close()
-                link = None
-        if link is None:
-            link = await self._connect(loop)
-        whole = False
-        try:
-            yield link
-            whole = True
-        finally:
-            if whole and link.open and len(self._free) < _KEPT:
-                self._free.append(link)
-            else:
-                link.close()
+    async def all(self) -> list[Node]:
+        """Every server that holds keys of ours, to be asked one by one."""
+        return await self._nodes.all(self._ask_once)
 
-    async def ask(self, partition: int | None, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+    async def ask(self, at: At, commands: Sequence[Sequence[bytes]]) -> list[Any]:
         """Replies to `commands`, in one round trip; error replies are raised.
 
+        `at`: the partition that all of them are about, a server, or None: then the first one's
+        key says where, if it is a GET or SET.
         Raises StoreUnavailable where no answer came: whether it was done is then unknown.
         """
-        wire = chain.from_iterable(map(pieces, commands))
-        replies = await self.send(partition, wire, len(commands))
+        replies = await self.send(at, commands)
         for reply in replies:
             if isinstance(reply, ErrorReply):
                 raise reply
         return replies
 
-    async def send(self, partition: int | None, wire: Iterable[bytes], replies: int) -> list[Any]:
-        """As `ask`, from packed commands, and with error replies among the replies."""
+    async def send(self, at: At, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        """As `ask`, but with error replies among the replies."""
+        again = self._nodes.roams and not isinstance(at, Node)
+        while True:
+            node = await self._holding(at, commands)
+            try:
+                link = await self._take(node)
+            except StoreUnavailable:
+                # Nothing was sent yet.
+                self._lost(node)
+                if not again:
+                    raise
+                again = False
+                continue
+            replies = await self._exchange(link, node, commands)
+            if not any(isinstance(r, ErrorReply) and _elsewhere(str(r)) for r in replies):
+                return replies
+            self._lost(node)
+            if not again:
+                return replies
+            again = False
+
+    async def _holding(self, at: At, commands: Sequence[Sequence[bytes]]) -> Node:
+        if isinstance(at, Node):
+            return at
+        key = b"{%d}" % at if at is not None else None
+        if key is None and commands[0][0] in (b"GET", b"SET"):
+            key = commands[0][1]
+        return await self._nodes.holding(key, self._ask_once)
+
+    def _lost(self, node: Node) -> None:
+        """Trust neither that this is the server nor that its other connections work."""
+        self._nodes.forget()
+        for link in self._free.pop(node, ()):
+            link.close()
+
+    async def _take(self, node: Node) -> Link:
+        """A free connection, or a new one."""
+        loop = asyncio.get_running_loop()
+        free = self._free.get(node, [])
+        while free:
+            link = free.pop()
+            # One of an earlier event loop cannot be used in this one.
+            if link.open and link.loop is loop:
+                return link
+            link.close()
+        return await self._connect(node, self.timeout_s)
+
+    async def _exchange(
+        self, link: Link, node: Node, commands: Sequence[Sequence[bytes]]
+    ) -> list[Any]:
+        whole = False
         try:
-            async with self.lend(partition) as link, asyncio.timeout(self.timeout_s):
-                return await link.ask(wire, replies)
+            async with asyncio.timeout(self.timeout_s):
+                wire = chain.from_iterable(map(pieces, commands))
+                replies = await link.ask(wire, len(commands))
+            whole = True
+            return replies
         except TimeoutError:
+            self._lost(node)
             raise StoreUnavailable(
-                f"Redis at {self.where} did not answer within {self.timeout_s:g} s: look at its "
+                f"Redis at {node} did not answer within {self.timeout_s:g} s: look at its "
                 "load, or raise LIVEVALUE_STORE__TIMEOUT_S"
             ) from None
         except (OSError, hiredis.ProtocolError) as error:
+            self._lost(node)
             raise StoreUnavailable(
-                f"Redis at {self.where} broke the connection ({_reason(error)}): start it, or "
+                f"Redis at {node} broke the connection ({_reason(error)}): start it, or "
                 f"correct {SETTING}"
             ) from error
+        finally:
+            free = self._free.setdefault(node, [])
+            if whole and link.open and len(free) < _KEPT:
+                free.append(link)
+            else:
+                link.close()
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
+    async def _ask_once(self, node: Node, command: Sequence[bytes]) -> Any:
+        """Ask where the others are, over a connection of its own."""
+        patience_s = min(self.timeout_s, _ASKED_S)
+        sentinel = self.address.kind == "sentinel"
+        link = await self._connect(node, patience_s, sentinel=sentinel)
         try:
-            async with asyncio.timeout(self.timeout_s):
-                return await self._greet(await self._reach(loop))
+            async with asyncio.timeout(patience_s):
+                (reply,) = await link.ask(pieces(command), 1)
+        except (TimeoutError, OSError, hiredis.ProtocolError) as error:
+            raise StoreUnavailable(
+                f"Redis at {node} does not say where the others are ({_reason(error)}): start it, "
+                f"or correct {SETTING}"
+            ) from None
+        finally:
+            link.close()
+        if isinstance(reply, ErrorReply):
+            raise failure(str(reply), str(node))
+        return reply
+
+    async def _connect(self, node: Node, patience_s: float, *, sentinel: bool = False) -> Link:
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._greet(await self._reach(node), node, sentinel)
         except ssl.SSLError as error:
+            said = refused(error, f"Redis at {node}", SECTION, SETTING)
             raise StoreError(
-                f"Redis at {self.where} and we do not agree on TLS ({error.reason}): correct the "
-                f"ssl_ options of {SETTING}, or use redis:// where Redis has no TLS"
+                said
+                or f"Redis at {node} and we do not agree on TLS ({error.reason}): correct "
+                f"{SETTING}, which says rediss://, or give Redis a TLS port"
             ) from error
         except TimeoutError:
             raise StoreUnavailable(
-                f"Redis at {self.where} cannot be reached within {self.timeout_s:g} s: start it, "
+                f"Redis at {node} cannot be reached within {patience_s:g} s: start it, "
                 f"or correct {SETTING} (rediss:// only where Redis speaks TLS)"
             ) from None
         except (OSError, hiredis.ProtocolError) as error:
             raise StoreUnavailable(
-                f"Redis at {self.where} cannot be reached ({_reason(error)}): start it, or "
-                f"correct {SETTING}"
+                f"Redis at {node} cannot be reached ({_reason(error)}): start it, or correct "
+                f"{SETTING} (rediss:// where Redis speaks TLS, redis:// where it does not)"
             ) from error
 
-    async def _reach(self, loop: asyncio.AbstractEventLoop) -> Link:
-        at = self.address
-        if at.path:
-            _, link = await loop.create_unix_connection(lambda: Link(loop), at.path)
+    async def _reach(self, node: Node) -> Link:
+        loop = asyncio.get_running_loop()
+        if node.path:
+            _, link = await loop.create_unix_connection(lambda: Link(loop), node.path)
         else:
-            _, link = await loop.create_connection(lambda: Link(loop), at.host, at.port, ssl=at.tls)
+            _, link = await loop.create_connection(
+                lambda: Link(loop), node.host, node.port, ssl=self.address.tls
+            )
         return link
 
-    async def _greet(self, link: Link) -> Link:
-        """Log in and choose the database."""
-        at = self.address
+    async def _greet(self, link: Link, node: Node, sentinel: bool) -> Link:
+        """Log in, choose the database, and see that a master is one."""
+        user, secret = self.address.login()
         hello: list[list[bytes]] = []
-        if at.password or at.username:
-            names = [at.username.encode()] if at.username else []
-            hello.append([b"AUTH", *names, at.password.encode()])
-        if at.database:
-            hello.append([b"SELECT", b"%d" % at.database])
+        if user or secret:
+            hello.append([b"AUTH", *([user.encode()] if user else []), secret.encode()])
+        logins = len(hello)
+        if self.address.database and not sentinel:
+            hello.append([b"SELECT", b"%d" % self.address.database])
+        checked = len(hello)
         hello.append([b"CLIENT", b"SETNAME", b"livevalue"])
+        if self.address.kind == "sentinel" and not sentinel:
+            hello.append([b"ROLE"])
         try:
             replies = await link.ask([b"".join(map(command, hello))], len(hello))
-            # The name is a courtesy to operators; an account may lack the right to set it.
-            for reply in replies[:-1]:
+            # Sentinels often have no password where the servers have one; if one has, it refuses
+            # the question. The name is a courtesy to operators, and may be forbidden.
+            for reply in replies[logins if sentinel else 0 : checked]:
                 if isinstance(reply, ErrorReply):
-                    raise failure(str(reply), self.where)
+                    raise failure(str(reply), str(node))
+            if hello[-1] == [b"ROLE"]:
+                if isinstance(replies[-1], ErrorReply):
+                    raise failure(str(replies[-1]), str(node))
+                if replies[-1][0] != b"master":
+                    # Just demoted, or not yet promoted: a replica would answer with what was.
+                    raise failure("READONLY", str(node))
         except BaseException:
             link.close()
             raise
@@ -307,8 +314,14 @@ class Links:
     async def close(self) -> None:
         """Close the free connections; those lent close when they come back broken."""
         while self._free:
-            self._free.pop().close()
+            for link in self._free.popitem()[1]:
+                link.close()
         await asyncio.sleep(0)  # lets the loop close the sockets
+
+
+def _elsewhere(text: str) -> bool:
+    """Does the server say that another one is to be asked, now or soon?"""
+    return any(word in text for word in _ELSEWHERE)
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from featurestore.backends.checks import builds_active, check, drops_active, half_done, infos
-from featurestore.backends.link import ErrorReply, Links
+from featurestore.backends.link import At, ErrorReply, Links
 from featurestore.backends.packing import (
     entry,
     entry_of,
@@ -37,7 +37,6 @@ from featurestore.backends.packing import (
     meta,
     meta_of,
     numbers,
-    pieces,
     watermark_of,
 )
 from featurestore.backends.packing import identity as packed_identity
@@ -80,7 +79,7 @@ class RedisStore:
         settings = settings or StoreSettings()
         self.name = name or settings.name
         self.prefix = prefix
-        self._links = links or Links(settings.url.get_secret_value(), settings.timeout_s)
+        self._links = links or Links.of(settings)
         self._shares_links = links is not None
 
     @classmethod
@@ -105,14 +104,14 @@ class RedisStore:
 
     # Calls.
 
-    async def _ask(self, partition: int | None, *commands: Sequence[bytes]) -> list[Any]:
+    async def _ask(self, at: At, *commands: Sequence[bytes]) -> list[Any]:
         try:
-            return await self._links.ask(partition, commands)
+            return await self._links.ask(at, commands)
         except ErrorReply as error:
             raise failure(str(error), self._links.where) from None
 
-    async def _one(self, partition: int | None, *args: bytes) -> Any:
-        return (await self._ask(partition, args))[0]
+    async def _one(self, at: At, *args: bytes) -> Any:
+        return (await self._ask(at, args))[0]
 
     async def _fcall(
         self,
@@ -125,7 +124,7 @@ class RedisStore:
         version, text = library()
         name = f"livevalue_{function}_{version}".encode()
         call = [b"FCALL", name, b"%d" % len(keys), *keys, *argv]
-        reply = (await self._links.send(partition, pieces(call), 1))[0]
+        reply = (await self._links.send(partition, [call]))[0]
         if isinstance(reply, ErrorReply) and "function not found" in str(reply).lower():
             # A server new, flushed or of another release; it has done nothing yet.
             try:
@@ -133,7 +132,7 @@ class RedisStore:
             except ErrorReply as error:
                 if "already exists" not in str(error):  # another worker was faster
                     raise failure(str(error), self._links.where) from None
-            reply = (await self._links.send(partition, pieces(call), 1))[0]
+            reply = (await self._links.send(partition, [call]))[0]
         if isinstance(reply, ErrorReply):
             raise self._refusal(str(reply), partition, function)
         return reply
@@ -408,13 +407,14 @@ class RedisStore:
             return list(range(known.partitions))
         pattern = _literal(f"{self.prefix}:{{".encode()) + b"*" + _literal(b"}:stores")
         found: set[bytes] = set()
-        cursor = b"0"
-        while True:
-            options = [b"MATCH", pattern, b"COUNT", b"%d" % (10 * _PAGE)]
-            cursor, page = await self._one(None, b"SCAN", cursor, *options)
-            found.update(page)
-            if cursor == b"0":
-                break
+        for node in await self._links.all():
+            cursor = b"0"
+            while True:
+                options = [b"MATCH", pattern, b"COUNT", b"%d" % (10 * _PAGE)]
+                cursor, page = await self._one(node, b"SCAN", cursor, *options)
+                found.update(page)
+                if cursor == b"0":
+                    break
         return sorted(int(key.rpartition(b"{")[2].partition(b"}")[0]) for key in found)
 
     async def blob(self, key: str) -> bytes | None:

@@ -14,30 +14,34 @@ from featurestore.errors import (
     StoreVersionError,
 )
 
-SETTING = "LIVEVALUE_STORE__URL"
+SECTION = "LIVEVALUE_STORE"
+SETTING = f"{SECTION}__URL"
 
 # First word of an error -> what to do. These pass by themselves or with an operator's help, and
 # nothing is written meanwhile, so a worker waits instead of ending.
 _WAIT = {
     "LOADING": "is reading its data from disk: wait until it is ready",
     "BUSY": "is busy with another script: look for one with SCRIPT KILL and FUNCTION KILL",
-    "READONLY": f"is a read-only replica: point {SETTING} at the primary",
-    "MASTERDOWN": f"is a replica without its primary: point {SETTING} at the primary",
+    "READONLY": f"is a read-only replica: wait, or point {SETTING} at the primary",
+    "MASTERDOWN": f"is a replica without its primary: wait, or point {SETTING} at the primary",
     "MISCONF": "cannot write its data to disk and refuses writes: free its disk",
     "OOM": "has used up its memory (maxmemory) and refuses writes: raise maxmemory, or drop "
     "stores that serve nobody (`livevalue stores ls`)",
     "NOREPLICAS": "has fewer replicas than min-replicas-to-write: bring them back",
     "TRYAGAIN": "moves this partition's slot to another node: wait",
-    "MOVED": f"is a cluster node without this partition's slot: point {SETTING} at its owner",
+    "MOVED": "is a cluster node without this partition's slot: write redis+cluster:// into "
+    f"{SETTING}",
     "ASK": "moves this partition's slot to another node: wait",
     "CLUSTERDOWN": "is part of a cluster that is down: bring its nodes back",
     "UNBLOCKED": "was changed from primary to replica meanwhile: wait",
 }
 _AUTH = {
-    "NOAUTH": f"wants a password: put one into {SETTING} (redis://:password@host:port)",
-    "WRONGPASS": f"refuses the user name or password in {SETTING}",
-    "NOPERM": f"does not let the account in {SETTING} do this: allow it the commands fcall, "
-    "fcall_ro, function and those on strings, hashes, lists, sets and sorted sets, and the keys",
+    "NOAUTH": f"wants a password: set {SECTION}__PASSWORD_FILE, or put one into {SETTING} "
+    "(redis://user:password@host:port)",
+    "WRONGPASS": f"refuses the user name or password: correct {SETTING} or "
+    f"{SECTION}__PASSWORD_FILE",
+    "NOPERM": f"does not let the account in {SETTING} do this: give it the rules of its role in "
+    "docs/acl/redis.acl",
     "DENIED": f"runs in protected mode: set a password there and in {SETTING}",
 }
 _OURS = {

@@ -269,7 +269,7 @@ async def test_urls_of_sockets_and_databases(in_redis: InRedis, form: str) -> No
         ("http://:hunter2@cache", "not a URL of Redis"),
         ("redis://:hunter2@cache:port", "not a URL of Redis"),
         ("redis://:hunter2@cache/main", "not a URL of Redis"),
-        ("unix:hunter2", "not a URL of Redis|cannot be reached"),
+        ("unix:hunter2", "not a URL of Redis"),
         ("redis://:hunter2@cache?sentinel=1", "option that is not known: sentinel"),
         ("rediss://:hunter2@cache?ssl_ca_certs=/nowhere", "file that does not exist: /nowhere"),
     ],
@@ -335,7 +335,7 @@ async def test_a_refused_account_is_told_what_to_set(guarded: Server) -> None:
         (f"redis://{at}", "wants a password"),
         (f"redis://:hunter2@{at}", "refuses the user name or password"),
         (f"redis://nobody:hunter2@{at}", "refuses the user name or password"),
-        (f"redis://reader:r@{at}", "allow it the commands"),
+        (f"redis://reader:r@{at}", "docs/acl/redis.acl"),
     ]:
         store = RedisStore.at(url)
         for call in (store.claim(0), store.load(0, ["ada"]), store.stores()):
@@ -435,7 +435,7 @@ async def test_tls_is_spoken_and_checked(tmp_path_factory: pytest.TempPathFactor
         loaded = await store.load(0, [w.user for w in users])
         assert loaded.states == [w.state for w in users]
         await store.close()
-        with pytest.raises(StoreError, match=r"TLS.*LIVEVALUE_STORE__URL"):
+        with pytest.raises(StoreError, match=r"not trusted.*LIVEVALUE_STORE__CA_FILE"):
             await RedisStore.at(f"rediss://localhost:{port}").claim(0)
         url = SecretStr(f"rediss://localhost:{server.port}")
         plain = RedisStore(StoreSettings(url=url, timeout_s=0.3))

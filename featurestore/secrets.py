@@ -1,0 +1,105 @@
+"""Secrets and certificates from files, for Redis and Kafka alike.
+
+A password file is read again at each connection, so a password that was changed needs no restart.
+Certificates are checked with the name of the host, always. Every error is one line that names the
+setting at fault and never holds what the file holds.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from pydantic import SecretStr
+
+
+class SecretError(Exception):
+    """A file of a secret or certificate cannot be used; the message names the setting."""
+
+
+def password(said: SecretStr, file: str, setting: str) -> str:
+    """The password that was said, else the first line of `file`, else none.
+
+    `setting` is the file's, for the message.
+
+    >>> password(SecretStr("hunter2"), "", "LIVEVALUE_KAFKA__PASSWORD_FILE")
+    'hunter2'
+    """
+    text = said.get_secret_value()
+    if text or not file:
+        return text
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretError(f"cannot read {file} ({_why(error)}): correct {setting}") from None
+    if not lines or not lines[0]:
+        raise SecretError(
+            f"the first line of {file} is empty: write the password there ({setting})"
+        )
+    return lines[0]
+
+
+def tls(section: str, ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
+    """A client's context: the server's certificate and host name are checked.
+
+    `section` is that of the settings, for example LIVEVALUE_KAFKA. Without a CA file the system's
+    authorities are trusted; a key may stand in the certificate's file, but without a passphrase.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ValueError) as error:
+        raise SecretError(
+            f"cannot read certificates from {ca_file} ({_why(error)}): correct {section}__CA_FILE"
+        ) from None
+    if key_file and not cert_file:
+        raise SecretError(f"there is a key but no certificate: set {section}__CERT_FILE, too")
+    if cert_file:
+        try:
+            # Asked for a passphrase, OpenSSL would wait at the terminal.
+            context.load_cert_chain(cert_file, key_file or None, password=_no_passphrase)
+        except (OSError, ValueError) as error:
+            raise SecretError(
+                f"cannot use certificate {cert_file} with key {key_file or cert_file} "
+                f"({_why(error)}): correct {section}__CERT_FILE and __KEY_FILE"
+            ) from None
+    return context
+
+
+def refused(error: ssl.SSLError, where: str, section: str, address: str) -> str:
+    """Why there is no TLS with the server at `where`, and which setting to look at.
+
+    `address` is the setting with the server's address.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = error.verify_message.rstrip(".")
+        if "mismatch" in said or "not valid for" in said:
+            return (
+                f"the certificate of {where} is for another host ({said}): write the name that it "
+                f"is for into {address}, or give the server a certificate for this one"
+            )
+        if "expired" in said or "not yet valid" in said:
+            return (
+                f"the certificate of {where} is not valid now ({said}): renew it there, or point "
+                f"{address} at another server"
+            )
+        return (
+            f"the certificate of {where} is not trusted ({said}): set {section}__CA_FILE to the "
+            "authority that signed it"
+        )
+    said = error.reason or str(error)
+    if "ALERT" in said.upper():
+        return (
+            f"{where} refuses our certificate, or the lack of one ({said}): set "
+            f"{section}__CERT_FILE and __KEY_FILE to one that it trusts"
+        )
+    return ""
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase; take it out with `openssl pkey`")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "no certificate in it"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
