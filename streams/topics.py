@@ -210,6 +210,8 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
     except (driver.KafkaTimeoutError, driver.KafkaConnectionError) as error:
         if overheard.refusal:
             raise _refused(kafka, overheard.refusal) from error
+        if kafka.security.startswith("SASL") and overheard.closed > 1:
+            raise _refused(kafka, "it closes the connection at the login") from error
         raise _silent(kafka, "no answer") from error
     except driver.KafkaError as error:
         kind = LogUnavailable if error.retriable else LogError
@@ -239,26 +241,29 @@ class _Overheard(logging.Handler):
     """Notes a refused login while the driver connects.
 
     kafka-python 3.0.12 logs the broker's refusal, tries again until its time is up, and then
-    raises a time-out that does not tell a wrong password from a broker that is down.
+    raises a time-out that does not tell a wrong password from a broker that is down. Where the
+    broker's answer and its closing of the connection come together it hears only the latter.
     """
 
     _KINDS = ("SaslAuthenticationFailedError", "UnsupportedSaslMechanismError")
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.WARNING)
         self.refusal = ""
+        self.closed = 0  # connections that the broker closed
         self._logger = logging.getLogger("kafka.net")
         self._before = (self._logger.level, self._logger.propagate)
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
         self.refusal = next((kind for kind in self._KINDS if kind in said), self.refusal)
+        self.closed += "failed: KafkaConnectionError: socket disconnected" in said
 
     def __enter__(self) -> None:
         # A worker mutes the driver (streams.logs): heard it must be all the same, not printed.
         self._before = (self._logger.level, self._logger.propagate)
-        if not self._logger.isEnabledFor(logging.ERROR):
-            self._logger.setLevel(logging.ERROR)
+        if not self._logger.isEnabledFor(logging.WARNING):
+            self._logger.setLevel(logging.WARNING)
             self._logger.propagate = False
         self._logger.addHandler(self)
 
