@@ -12,7 +12,8 @@ Rules beyond the fields' own (featurestore.events):
 - a topic of one type implies it; another type in it is `invalid_field`;
 - of a JSON name given twice the last counts; lone surrogates, NaN and 101 levels are not JSON;
 - identity = blake2b-128 of source topic, type and event id. Without an id it is the record's
-  position, which no repeat shares, or its bytes where features.derive_ids is set;
+  position, which no repeat shares, or its bytes where features.derive_ids is set; of a dead letter
+  that was sent again, its first position and its bytes, so that it counts once;
 - content = 32-bit hash of all that the fold reads of an event: a repeat that differs in a field
   that nobody reads is a duplicate, not a conflict;
 - unknown fields are counted exactly in batches of up to 16 records; in larger ones every 16th
@@ -47,7 +48,7 @@ from featurestore.records import (
 from streams import cloudevents
 from streams.columns import Columns, Decoded, merge
 from streams.columns import batch as as_batch
-from streams.deadletter import Reason, Rejected
+from streams.deadletter import Reason, Rejected, origin
 from streams.reading import RawRecord, Reader, Row
 from streams.settings import Settings
 from streams.valuetable import ONE, Rule
@@ -115,7 +116,7 @@ class Codec:
             try:
                 if value is None or key is None or len(value) > limit:
                     raise _Odd
-                if record.headers and cloudevents.mode(record.headers):
+                if record.headers and (cloudevents.mode(record.headers) or origin(record.headers)):
                     raise _Odd
                 if not value.isascii():
                     value.decode()  # msgspec does not look inside strings that it skips

@@ -6,8 +6,15 @@ streams.emit writes the record's raw bytes to the dead-letter topic with Kafka C
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+# Header of a record that `dlq replay` sent again: partition and offset where it lay first. An event
+# without an id has no other identity, and could otherwise count once for each time it is sent.
+ORIGIN = "livevalue.replay.of"
+_ORIGIN = re.compile(rb"[0-9]{1,9}:[0-9]{1,19}\Z")
 
 
 class Reason(StrEnum):
@@ -35,3 +42,15 @@ class Rejected:
     offset: int
     reason: Reason
     detail: str  # at most 200 characters: field and what is wrong with it
+
+
+def origin(headers: Sequence[tuple[str, bytes]]) -> bytes:
+    """Where a record lay that was sent again; empty where it was not.
+
+    >>> origin([("trace", b"1"), (ORIGIN, b"3:41")]), origin([(ORIGIN, b"elsewhere")])
+    (b'3:41', b'')
+    """
+    for name, value in headers:
+        if name == ORIGIN and value and _ORIGIN.match(value):
+            return value
+    return b""

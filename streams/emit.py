@@ -90,8 +90,8 @@ class Parked:
             raw = GONE
         else:
             key, value = self.record.key, self.record.value
-            headers += [(k, v or b"") for k, v in self.record.headers]
-            room = limit - sum(len(k) + len(v) for k, v in headers)
+            headers += self.record.headers
+            room = limit - sum(len(k) + len(v or b"") for k, v in headers)
             if room < 0:
                 headers, room, raw = [], limit, TRUNCATED
             if key is not None and len(key) > room:

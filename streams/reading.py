@@ -30,7 +30,7 @@ from featurestore.events import (
 )
 from featurestore.records import BrowseRecord, InteractionRecord, PurchaseRecord, fields_of
 from streams import cloudevents
-from streams.deadletter import Reason, Rejected
+from streams.deadletter import Reason, Rejected, origin
 from streams.settings import Settings
 from streams.valuetable import ONE, UnknownCurrency, ValueTable
 
@@ -129,6 +129,8 @@ class Reader:
         flags = STEPS if worth or action in self._carry_actions else 0
         if event.event_id is not None:
             named = prefix + scope.encode() + event.event_id.encode()
+        elif not self._derive_ids and (first := origin(record.headers)):
+            named = prefix + b"\0" + first + b"\0" + value
         else:
             named = self.unnamed(prefix, partition, record.offset, value)
             flags |= 0 if self._derive_ids else NO_ID

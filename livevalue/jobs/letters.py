@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from kafka.consumer.fetcher import ConsumerRecord  # type: ignore[import-untyped]
+from kafka.errors import MessageSizeTooLargeError  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.output import Refused
 from streams import topics
+from streams.deadletter import ORIGIN, origin
 from streams.settings import KafkaSettings, Settings
 
 _PREFIX = "__connect.errors."
 _RAW = "livevalue.raw"  # whole, truncated or gone; see streams.emit
 _IDLE_MS = 500  # a poll; the end offsets say when the topic is read
 _SEND_S = 30.0
+_UNDER_WAY = 500  # records sent and not yet acknowledged
 _READ_S = 60.0  # without a single record
 
 
@@ -38,6 +43,14 @@ class Dead:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # of the original record
     whole: bool  # neither cut nor gone from the log
+    origin: str  # partition:offset where it lay first, before it was sent again
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for all letters of one record that was sent again and again."""
+        said = [self.topic.encode(), self.origin.encode(), self.key, self.value]
+        whole = b"".join(b"-" if x is None else b"%d:%b" % (len(x), x) for x in said)
+        return blake2b(whole, digest_size=16).digest()
 
     def as_json(self, *, raw: bool = False) -> dict[str, Any]:
         """For `--json`; bytes that are no text are written with replacement characters."""
@@ -46,6 +59,7 @@ class Dead:
             "topic": self.topic,
             "partition": self.partition,
             "offset": self.offset,
+            "origin": self.origin,
             "stage": self.stage,
             "reason": self.reason,
             "message": self.message,
@@ -60,7 +74,7 @@ class Dead:
 
 
 def letters(settings: Settings) -> Iterator[Dead]:
-    """Every dead letter that the topic holds, partition by partition."""
+    """Every dead letter that the topic holds now, partition by partition."""
     kafka = settings.kafka
     with topics.translated(kafka):
         consumer = KafkaConsumer(
@@ -83,48 +97,82 @@ def letters(settings: Settings) -> Iterator[Dead]:
                     raise Refused(
                         f"{kafka.dlq} gives nothing for {_READ_S:.0f} s: is the broker up?"
                     )
-                for records in consumer.poll(_IDLE_MS).values():
+                for tp, records in consumer.poll(_IDLE_MS).items():
                     for record in records:
-                        yield _dead(record)
+                        if record.offset < ends[tp]:  # not those that came meanwhile
+                            yield _dead(record)
                     until = time.monotonic() + _READ_S
         finally:
             consumer.close()
 
 
 def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
-    """Send dead letters to their topics again, raw; idempotent for events with an id.
+    """Send dead letters to their topics again, raw; each once, however often it became a letter.
 
-    The fold drops what it has applied already (same source, type and event id), and what is
-    rejected again becomes a dead letter again.
+    Idempotent: the fold drops what it has applied already (same source, type and event id; of an
+    event without an id, by where it lay first), and what is rejected again becomes a dead letter
+    again.
     """
+    kafka = settings.kafka
     sent: list[Dead] = []
-    waiting = []
-    gone = 0
-    found = [d for d in letters(settings) if reason is None or d.reason == reason]
-    with topics.translated(settings.kafka):
-        producer = KafkaProducer(**topics.connection(settings.kafka), acks="all")
-        try:
-            for dead in found:
-                if not dead.whole or dead.topic not in settings.kafka.sources:
-                    gone += 1
-                    continue
-                waiting.append(
-                    producer.send(
-                        dead.topic,
-                        key=dead.key,
-                        value=dead.value,
-                        headers=list(dead.headers),
-                        partition=_target(settings.kafka, dead),
-                        # An erasure forgets what came before it, not what came since.
-                        timestamp_ms=dead.timestamp if dead.value is None else None,
-                    )
-                )
-                sent.append(dead)
-            for future in waiting:
+    seen: set[bytes] = set()
+    done: Counter[str] = Counter()
+    waiting: deque[tuple[Dead, Any]] = deque()
+
+    def settle(rest: int) -> None:
+        """Wait until at most `rest` records are under way."""
+        while len(waiting) > rest:
+            dead, future = waiting.popleft()
+            try:
                 future.get(_SEND_S)
+            except MessageSizeTooLargeError:  # the topic's limit is lower than it was
+                done["skipped"] += 1
+            else:
+                sent.append(dead)
+
+    with topics.translated(kafka):
+        producer = KafkaProducer(
+            **topics.connection(kafka),
+            acks="all",
+            max_request_size=8 * kafka.max_record_bytes,
+            max_block_ms=int(_SEND_S * 1000),
+        )
+        try:
+            # To the end as it is now: what is rejected again is not sent again.
+            for dead in letters(settings):
+                if reason is not None and dead.reason != reason:
+                    continue
+                # Neither key nor value: nothing that could ever count, and no client sends it.
+                empty = dead.key is None and dead.value is None
+                if not dead.whole or empty or dead.topic not in kafka.sources:
+                    done["skipped"] += 1
+                    continue
+                if dead.identity in seen:
+                    done["repeated"] += 1
+                    continue
+                seen.add(dead.identity)
+                again = ORIGIN, dead.origin.encode()
+                future = producer.send(
+                    dead.topic,
+                    key=dead.key,
+                    value=dead.value,
+                    headers=[*((n, v or b"") for n, v in dead.headers), again],
+                    partition=_target(kafka, dead),
+                    # An erasure forgets what came before it, not what came since.
+                    timestamp_ms=dead.timestamp if dead.value is None else None,
+                )
+                # Of a letter that waits for its answer no more than its name.
+                waiting.append((replace(dead, value=None, headers=()), future))
+                settle(_UNDER_WAY)
+            settle(0)
         finally:
             producer.close()
-    return {"records": [d.as_json() for d in sent], "sent": len(sent), "skipped": gone}
+    return {
+        "records": [d.as_json() for d in sent],
+        "sent": len(sent),
+        "skipped": done["skipped"],
+        "repeated": done["repeated"],
+    }
 
 
 def erase(settings: Settings, user: str) -> dict[str, Any]:
@@ -164,20 +212,34 @@ def _dead(record: ConsumerRecord) -> Dead:
     def text(name: str) -> str:
         return (said.get(_PREFIX + name) or b"").decode("utf-8", "replace")
 
+    def number(name: str) -> int:
+        # Letters of others may lie in the topic, too, and say anything.
+        digits = text(name)
+        return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+
+    place, offset = number("partition"), number("offset")
+    again = origin(record.headers)
     return Dead(
         f"{record.partition}:{record.offset}",
         text("topic"),
-        int(text("partition") or -1),
-        int(text("offset") or -1),
+        place,
+        offset,
         text("stage"),
         text("exception.class.name").removeprefix("livevalue."),
         text("exception.message"),
         record.timestamp,
         record.key,
         record.value,
-        tuple((n, v) for n, v in record.headers if not n.startswith(_PREFIX) and n != _RAW),
+        tuple((n, v) for n, v in record.headers[: _own(record.headers)] if n != ORIGIN),
         dict(record.headers).get(_RAW, b"whole") == b"whole",
+        again.decode() or f"{place}:{offset}",
     )
+
+
+def _own(headers: Sequence[tuple[str, bytes]]) -> int:
+    """How many headers are the record's own: ours stand behind them, whatever it said itself."""
+    ours = [at for at, (name, _) in enumerate(headers) if name == _PREFIX + "topic"]
+    return ours[-1] if ours else len(headers)
 
 
 def _text(value: bytes | None) -> str | None:

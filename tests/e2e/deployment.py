@@ -1,12 +1,10 @@
 """A deployment to be tested from outside: topics, workers as processes, events in, an audit.
 
-The audit trusts nothing of the worker's: it reads the input topics, `scores`, the dead letters
-and Redis itself, counts for each user what must have been folded, and compares.
+The audit is that of `make chaos` (benchmarks/chaos/auditor.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -14,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +22,10 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
-from featurestore.digest import exact_fields
+from benchmarks.chaos.auditor import Audit, audit, read
 from featurestore.partitioner import partition
 from featurestore.settings import StoreSettings
-from featurestore.state import States
 from streams import topics
-from streams.pipeline import split
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +169,7 @@ class Deployment:
                 **topics.connection(self.settings.kafka),
                 acks="all",
                 linger_ms=5,
-                max_request_size=8 << 20,
+                max_request_size=16 << 20,
             )
         return self._producer
 
@@ -198,27 +193,7 @@ class Deployment:
 
     def read(self, topic: str) -> list[Any]:
         """All committed records of a topic, partition by partition."""
-        consumer = KafkaConsumer(
-            **topics.connection(self.settings.kafka),
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=8 << 20,
-        )
-        try:
-            tps = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            consumer.assign(tps)
-            ends = consumer.end_offsets(tps)
-            records: list[Any] = []
-            until = time.monotonic() + 60
-            while any(consumer.position(tp) < ends[tp] for tp in tps):
-                if time.monotonic() > until:
-                    raise TimeoutError(f"{topic} is not read to its end within 60 s")
-                for batch in consumer.poll(timeout_ms=500).values():
-                    records += batch
-            return sorted(records, key=lambda r: (r.partition, r.offset))
-        finally:
-            consumer.close()
+        return read(self.settings.kafka, topic)
 
     def ends(self) -> dict[tuple[int, int], int]:
         """Last stable offset by (partition, source)."""
@@ -281,114 +256,8 @@ class Deployment:
         )
 
     def audit(self) -> Audit:
-        return audit(self)
-
-
-@dataclass
-class Audit:
-    """What was found; all zero where the protocol holds."""
-
-    events: int = 0  # distinct identities in the log
-    users: int = 0
-    lost: int = 0
-    applied_twice: int = 0
-    users_wrong: int = 0  # counts, money or identities differ
-    outputs_missing: int = 0  # last document is not what Redis holds, or there is none
-    outputs_twice: int = 0  # (user, revision) seen twice
-    backwards: int = 0  # revision went down
-    letters: int = 0
-    examples: list[Any] = field(default_factory=list)
-
-    @property
-    def clean(self) -> bool:
-        return not (
-            self.lost
-            or self.applied_twice
-            or self.users_wrong
-            or self.outputs_missing
-            or self.outputs_twice
-            or self.backwards
-        )
-
-
-@dataclass
-class _Expected:
-    kinds: list[int] = field(default_factory=lambda: [0, 0, 0])
-    gross: int = 0
-    id_lo: int = 0
-    id_hi: int = 0
-
-
-_KINDS = ("browse", "purchase", "interaction")
-
-
-def _expect(deployment: Deployment) -> dict[str, _Expected]:
-    """What must be folded of each user: the first record of each identity."""
-    seen: set[tuple[str, str]] = set()
-    expected: dict[str, _Expected] = {}
-    for source, topic in enumerate(deployment.sources):
-        for record in deployment.read(topic):
-            event = json.loads(record.value)
-            name = (topic, event["event_id"])
-            if name in seen:
-                continue
-            seen.add(name)
-            kind = _KINDS[source]
-            digest = hashlib.blake2b(
-                f"{topic}\0{kind}\0{event['event_id']}".encode(), digest_size=16
-            ).digest()
-            user = expected.setdefault(event["user_id"], _Expected())
-            user.kinds[source] += 1
-            user.id_hi = (user.id_hi + int.from_bytes(digest[:8], "little")) % (1 << 64)
-            user.id_lo = (user.id_lo + int.from_bytes(digest[8:], "little")) % (1 << 64)
-            if kind == "purchase":
-                user.gross += round(float(event["amount"]) * 1_000_000)
-    return expected
-
-
-def audit(deployment: Deployment) -> Audit:
-    """Compare what is in the log with what is in Redis and on `scores`."""
-    found = Audit()
-    expected = _expect(deployment)
-    settings = deployment.settings
-    found.users = len(expected)
-    name, kafka = settings.store.name, settings.kafka
-    last: dict[str, bytes | None] = {}
-    revisions: Counter[tuple[str, int]] = Counter()
-    highest: dict[str, int] = {}
-    for record in deployment.read(kafka.scores):
-        user = record.key.decode()
-        last[user] = record.value
-        if record.value is None:
-            continue
-        revision = json.loads(record.value)["revision"]
-        revisions[user, revision] += 1
-        if revision < highest.get(user, 0):
-            found.backwards += 1
-            found.examples.append(("backwards", user, highest[user], revision))
-        highest[user] = max(highest.get(user, 0), revision)
-    found.outputs_twice = sum(n - 1 for n in revisions.values())
-    found.examples += [("twice", k) for k, n in revisions.items() if n > 1][:3]
-    for user, wanted in expected.items():
-        found.events += sum(wanted.kinds)
-        p = partition(user, kafka.partitions, kafka.partitioner)
-        row: Any = deployment.redis.get(f"lv:{name}:{{{p}}}:s:{user}")
-        document: Any = deployment.redis.get(f"lv:{{{p}}}:v:{user}")
-        states = States.decode([user], [split(row)[0] if row else None])
-        exact = exact_fields(states)[0]
-        have = [int(exact["browses"]), int(exact["purchases"]), int(exact["interactions"])]
-        found.lost += sum(max(0, w - h) for w, h in zip(wanted.kinds, have, strict=True))
-        found.applied_twice += sum(max(0, h - w) for w, h in zip(wanted.kinds, have, strict=True))
-        said = (have, int(exact["gross_micro"]), int(exact["id_hi"]), int(exact["id_lo"]))
-        if said != (wanted.kinds, wanted.gross, wanted.id_hi, wanted.id_lo):
-            found.users_wrong += 1
-            found.examples.append(("wrong", user, said, wanted))
-        if document is None or last.get(user) != document:
-            found.outputs_missing += 1
-            found.examples.append(("differs", user, document, last.get(user)))
-    found.letters = len(deployment.read(kafka.dlq))
-    found.examples = found.examples[:10]
-    return found
+        """Compare what is in the log with what is in Redis and on the outputs."""
+        return audit(self.settings, self.redis)
 
 
 def some_events(

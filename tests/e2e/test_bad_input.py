@@ -6,6 +6,7 @@ after it count. What keeps a command from its work is one line that says what to
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -13,21 +14,27 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from kafka.admin import ConfigResource, KafkaAdminClient  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
 from streams import topics
+from streams.codec import Codec
+from streams.connection import aiokafka_options
+from streams.delivery import Simple
 from streams.settings import Settings
 from tests.contract.deployments import Server, running, valkey
 from tests.e2e.deployment import ROOT, START_MS, Deployment, deployment_settings, environment
+from tests.parity.bad import PURCHASE, Bad, corpus, mutants, purchase
+from tests.parity.onstack import command, live, replayed
 
-BROWSE, PURCHASE, INTERACTION = range(3)
+MUTANTS = 10_000
 
 
 @pytest.fixture
@@ -36,127 +43,221 @@ def settings(stack: Stack, topic_prefix: str) -> Settings:
     return deployment_settings(stack.bootstrap, url, topic_prefix)
 
 
-@dataclass(frozen=True)
-class Bad:
-    """One record that must become a dead letter of user `u<number>`."""
-
-    name: str
-    reason: str
-    value: bytes
-    source: int = PURCHASE
-    key: bytes | None = b""  # b"" = the user's own
+Place = tuple[str, int, int]  # topic, partition, offset
 
 
-def _purchase(user: str, event_id: str, /, **more: Any) -> bytes:
-    event: dict[str, Any] = {"event_id": event_id, "user_id": user, "event_time": START_MS}
-    return json.dumps(event | {"amount": "2.50"} | more).encode()
+def _allow(deployment: Deployment, most: int) -> None:
+    """Let the purchase topic take records of `most` bytes, as another team's topic might."""
+    admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
+    wish = {"max.message.bytes": str(most)}
+    admin.alter_configs([ConfigResource("TOPIC", deployment.sources[PURCHASE], wish)])
+    admin.close()
 
 
-def _bad() -> list[Bad]:
-    def made(number: int, **more: Any) -> bytes:
-        return _purchase(f"u{number}", "bad", **more)
+class _Sending:
+    """Records for the topics, as raw batches: drivers refuse what another client would send."""
 
-    def raw(number: int, amount: bytes) -> bytes:
-        return made(number).replace(b'"2.50"', amount)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.places: dict[Place, Bad] = {}
+        self._rows: dict[tuple[str, int], list[tuple[int, Bad]]] = {}
 
-    def act(number: int, **more: Any) -> bytes:
-        event = {"event_id": "bad", "user_id": f"u{number}", "event_time": START_MS}
-        return json.dumps(event | more).encode()
+    def put(self, record: Bad) -> None:
+        kafka = self._settings.kafka
+        at = kafka.sources[record.source], record.partition(kafka)
+        rows = self._rows.setdefault(at, [])
+        # All about one time, or mutants of times would move the clocks.
+        rows.append((START_MS + len(self.places), record))
+        self.places[*at, len(rows) - 1] = record
 
-    deep = b'{"user_id":"ada","properties":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    rows: list[Bad] = []
+    def good(self, user: str, event_id: str) -> None:
+        self.put(Bad("", user, purchase(user, event_id), key=user.encode()))
 
-    def add(name: str, reason: str, value: bytes, **where: Any) -> None:
-        rows.append(Bad(name, reason, value, **where))
+    async def ship(self) -> None:
+        producer = AIOKafkaProducer(
+            **aiokafka_options(self._settings.kafka),
+            max_request_size=16 << 20,
+            max_batch_size=512 << 10,
+        )
+        await producer.start()
+        try:
+            for (topic, p), rows in self._rows.items():
+                batch = producer.create_batch()
+                for timestamp, row in rows:
+                    said = {
+                        "timestamp": timestamp,
+                        "key": row.key,
+                        "value": row.value,
+                        "headers": list(row.headers),
+                    }
+                    if batch.append(**said) is None:  # full; an empty one takes any record
+                        await self._send(producer, batch, topic, p)
+                        batch = producer.create_batch()
+                        batch.append(**said)
+                if batch.record_count():
+                    await self._send(producer, batch, topic, p)
+        finally:
+            await producer.stop()
 
-    add("cut off", "not_json", made(0)[:-7])
-    add("empty", "not_json", b"")
-    add("not utf-8", "not_json", made(2).replace(b"bad", b"b\xe4d"))
-    add("a lone surrogate", "not_json", raw(3, b'"2.50","order_id":"\\ud800"'))
-    add("zero bytes", "not_json", b"\0" * 64)
-    add("nan", "not_json", raw(5, b"NaN"))
-    add("infinity", "not_json", raw(6, b"-Infinity"))
-    add("100,000 brackets", "not_json", deep)
-    add("a list", "not_object", b"[" + made(8) + b"]")
-    add("a number", "not_object", b"7")
-    add("null", "not_object", b"null")
-    add("1e999", "invalid_field", raw(11, b"1e999"))
-    add("a number of 400 digits", "invalid_field", raw(12, b"9" * 400))
-    add("nan as text", "invalid_field", made(13, amount="NaN"))
-    add("amount true", "invalid_field", made(14, amount=True))
-    add("amount a list", "invalid_field", made(15, amount=[1]))
-    add("user a number", "invalid_field", made(16, user_id=16))
-    add("time in words", "invalid_field", made(17, event_time="yesterday"))
-    add("time without zone", "invalid_field", made(18, event_time="2023-11-14T22:13:20"))
-    add("time beyond 64 bits", "invalid_field", made(19, event_time=1 << 80))
-    add("id of 129 characters", "invalid_field", made(20, event_id="x" * 129))
-    add("items no list", "invalid_field", made(21, items={"item_id": "a"}))
-    add("another type", "invalid_field", made(22, type="gift"))
-    add("no amount", "missing_field", made(23).replace(b', "amount": "2.50"', b""))
-    add("no time", "missing_field", b'{"user_id":"u24","event_id":"bad","amount":"1"}')
-    add("key of another", "wrong_key", made(25, user_id="somebody"))
-    add("no key", "wrong_key", made(26), key=None)
-    add("currency without rate", "unknown_currency", made(27, currency="JPY"))
-    add("in the year 2096", "future", made(28, event_time=4_000_000_000_000))
-    add("2 MiB", "too_large", made(29, properties={"x": "y" * (2 << 20)}))
-    add("no action", "missing_field", act(30), source=INTERACTION)
-    add("rating in words", "invalid_field", act(31, action="rate", rating="x"), source=INTERACTION)
-    add("dwell in words", "invalid_field", act(32, dwell_ms="long"), source=BROWSE)
-    return rows
+    async def _send(self, producer: AIOKafkaProducer, batch: Any, topic: str, p: int) -> None:
+        await (await producer.send_batch(batch, topic, partition=p))
 
 
-def test_every_bad_record_becomes_a_dead_letter_and_its_neighbours_count(
+def _expected(settings: Settings, places: Mapping[Place, Bad]) -> dict[Place, str]:
+    """Place to reason of all that the slow twin of the codec refuses."""
+    codec, kafka = Codec(settings), settings.kafka
+    refused = {}
+    for (topic, p, offset), row in places.items():
+        headers = tuple((name, value or b"") for name, value in row.headers)
+        record = Simple(offset, row.key, row.value, START_MS, headers)
+        for one in codec.decode_slow(kafka.sources.index(topic), p, [record]).rejected:
+            refused[topic, p, offset] = str(one.reason)
+    return refused
+
+
+def _letters(deployment: Deployment) -> dict[Place, list[Any]]:
+    """Dead letters by the place that their headers name."""
+    found: dict[Place, list[Any]] = {}
+    for letter in deployment.read(deployment.settings.kafka.dlq):
+        said = dict(letter.headers)
+        name = "__connect.errors."
+        place = (
+            said[name + "topic"].decode(),
+            int(said[name + "partition"]),
+            int(said[name + "offset"]),
+        )
+        found.setdefault(place, []).append(letter)
+    return found
+
+
+def _reason(letter: Any) -> str:
+    said: str = dict(letter.headers)["__connect.errors.exception.class.name"].decode()
+    return said.removeprefix("livevalue.")
+
+
+def _orders(deployment: Deployment, user: str) -> tuple[int, float]:
+    p = partition(user, 2, deployment.settings.kafka.partitioner)
+    document: Any = json.loads(deployment.redis.get(f"lv:{{{p}}}:v:{user}") or b"{}")
+    past = document.get("history", {"orders": 0, "spent": 0.0})
+    return past["orders"], past["spent"]
+
+
+def test_ten_thousand_bad_records_become_dead_letters_and_their_neighbours_count(
     settings: Settings, tmp_path: Path
 ) -> None:
-    bad = _bad()
+    nastiest = corpus()
+    good = [f"good-{n}" for n in range(50)]
     with Deployment(settings, tmp_path) as deployment:
-        kafka = settings.kafka
-        for number, record in enumerate(bad):
-            user = f"u{number}"
-            where = partition(user, kafka.partitions, kafka.partitioner)
-            key = user.encode() if record.key == b"" else record.key
-            for source, k, value in (
-                (PURCHASE, user.encode(), _purchase(user, "before")),
-                (record.source, key, record.value),
-                (PURCHASE, user.encode(), _purchase(user, "after")),
-            ):
-                deployment.producer.send(
-                    kafka.sources[source],
-                    value=value,
-                    key=k,
-                    partition=where,
-                    headers=[("trace", f"{number}".encode())],
-                )
-        deployment.flush()
+        _allow(deployment, 9 << 20)
+        sending = _Sending(settings)
+        for record in nastiest:
+            sending.good(record.user, "before")
+            sending.put(record)
+            sending.good(record.user, "after")
+        huge = Bad("8 MB", "u0", b'{"x":"' + b"y" * 8_000_000 + b'"}', "too_large", key=b"u0")
+        sending.put(huge)
+        for at, record in enumerate(mutants(MUTANTS)):
+            sending.put(record)
+            if at % 10 == 0:
+                sending.good(good[at // 10 % len(good)], f"good{at}")
+        asyncio.run(sending.ship())
+        places = sending.places
+        refused = _expected(settings, places)
         worker = deployment.start()
         deployment.settle()
-
-        found: dict[int, tuple[str, bytes]] = {}
-        for letter in deployment.read(kafka.dlq):
-            said = dict(letter.headers)
-            number = int(said["trace"])
-            record = bad[number]
-            reason = said["__connect.errors.exception.class.name"].decode()
-            found[number] = (reason.removeprefix("livevalue."), letter.value)
-            assert letter.key == (f"u{number}".encode() if record.key == b"" else record.key)
-            assert said["__connect.errors.topic"].decode() == kafka.sources[record.source]
-            assert said["__connect.errors.exception.message"]
-            assert said["livevalue.raw"] == b"whole"
-            # The letter says where the record lay, and there it is.
-            assert int(said["__connect.errors.offset"]) >= 0
-        wrong = {
-            record.name: (found.get(n, ("no letter",))[0], record.reason)
-            for n, record in enumerate(bad)
-            if found.get(n) != (record.reason, record.value)
-        }
-        assert not wrong
-        for number, record in enumerate(bad):
-            p = partition(f"u{number}", kafka.partitions, kafka.partitioner)
-            document = json.loads(deployment.redis.get(f"lv:{{{p}}}:v:u{number}") or b"{}")
-            past = document["history"]
-            assert (past["orders"], past["spent"]) == (2, 5.0), record.name
         assert worker.exit_code is None
-        assert Counter(r.reason for r in bad)["not_json"] == 8
+
+        letters = _letters(deployment)
+        # Exact: each that the twin refuses, once, and beyond them only what the fold refuses.
+        assert not [place for place, found in letters.items() if len(found) > 1]
+        assert {
+            place: _reason(found[0]) for place, found in letters.items() if place in refused
+        } == refused
+        more = Counter(_reason(found[0]) for at, found in letters.items() if at not in refused)
+        assert set(more) <= {"future", "late", "conflict"}
+        assert more["future"] > 0
+        wrong: dict[Place, Any] = {}
+        for place, (letter,) in letters.items():
+            sent = places[place]
+            limit = 4 * settings.kafka.max_record_bytes
+            whole = dict(letter.headers)["livevalue.raw"] == b"whole"
+            value = letter.value if whole else sent.value
+            own = letter.headers[: len(sent.headers)]
+            if (letter.key, value, tuple(own)) != (sent.key, sent.value, sent.headers):
+                wrong[place] = (sent.name, letter.key, own, sent.headers)
+            if whole is (sent is huge):
+                wrong[place] = (sent.name, "whole", whole, limit)
+            assert dict(letter.headers)["__connect.errors.exception.message"]
+        assert not wrong
+        (cut,) = [letters[place][0] for place, sent in places.items() if sent is huge]
+        assert len(cut.value) > 3 << 20 and huge.value.startswith(cut.value)  # type: ignore[union-attr]
+
+        said = {r.name: r.reason for r in nastiest}
+        by_name = {
+            places[place].name: _reason(found[0])
+            for place, found in letters.items()
+            if places[place].name in said
+        }
+        assert by_name == {name: reason for name, reason in said.items() if reason}
+        for record in nastiest:
+            want = (2, 5.0) if record.reason else (3, 7.5)
+            assert _orders(deployment, record.user) == want, record.name
+        each = MUTANTS // 10 // len(good)
+        assert {_orders(deployment, user) for user in good} == {(each, 2.5 * each)}
+
+        # What a replay of the log says is what the worker did.
+        before = live(settings)
+        again = replayed(settings, "kafka")
+        assert again["digest"] == before["digest"]
+        # A late or future record of a user who is erased is a letter only if its batch ended before
+        # the erase came: the state is the same, the letters are one or two more or less.
+        erased = {r.user for r in places.values() if r.value is None}
+        either = sum(places[at].user in erased for at in letters if at not in refused)
+        counted = Counter(_reason(found[0]) for found in letters.values())
+        apart = {name: counted[name] - again["reasons"].get(name, 0) for name in counted}
+        assert not {name for name, n in apart.items() if n} - {"late", "future", "conflict"}
+        assert sum(map(abs, apart.values())) <= either
+
+        # The operator's commands take what lies there, others' records too, and sending it again
+        # changes nothing.
+        odd = [("__connect.errors.partition", b"\xff"), ("__connect.errors.offset", b"7.5")]
+        deployment.producer.send(settings.kafka.dlq, b"of somebody else", headers=odd)
+        deployment.flush()
+        listed = command(deployment, "dlq", "ls")
+        assert len(listed["records"]) == len(letters) + 1
+        assert listed["counts"] == counted | {"": 1}
+        (at,) = [
+            r["at"] for r in listed["records"] if (r["reason"], r["key"]) == ("too_large", "u0")
+        ]
+        (shown,) = command(deployment, "dlq", "show", at)["records"]
+        assert bytes.fromhex(shown["value_hex"]) == cut.value
+        # Not those that are cut, or have neither key nor value.
+        unsendable = [p for p in letters if places[p] is huge or _nothing(places[p])]
+        done = command(deployment, "dlq", "replay")
+        assert (done["sent"], done["skipped"]) == (
+            len(letters) - len(unsendable),
+            len(unsendable) + 1,
+        )
+        assert done["repeated"] == 0
+        deployment.settle()
+        digest = live(settings)
+        astray = command(deployment, "dlq", "replay", "--reason", "misrouted")
+        assert astray["sent"] == counted["misrouted"]
+        deployment.settle()
+        assert live(settings) == digest
+        assert replayed(settings, "kafka")["digest"] == digest["digest"]
+        assert worker.exit_code is None
+        # What was in the wrong partition counts now, once, with an id or without.
+        told = {r.name: _orders(deployment, r.user) for r in nastiest if r.reason == "misrouted"}
+        assert told == {
+            "in the wrong partition": (3, 7.5),
+            "without an id in the wrong partition": (3, 7.5),
+            "an erase in the wrong partition": (0, 0.0),
+        }
+
+
+def _nothing(record: Bad) -> bool:
+    return record.key is None and record.value is None
 
 
 # ---- what an operator can get wrong
@@ -238,7 +339,7 @@ def test_a_worker_that_cannot_work_says_in_one_line_what_to_do(
     said = commands.line("no broker")
     assert nobody in said and "LIVEVALUE_KAFKA__BOOTSTRAP" in said
     said = commands.line("wrong password")
-    assert "refuses the user name or password in LIVEVALUE_STORE__URL" in said
+    assert "refuses the user name or password" in said and "LIVEVALUE_STORE__URL" in said
     assert "the-wrong-one" not in said
     said = commands.line("no topic")
     assert "nowhere" in said and "livevalue topics --apply" in said

@@ -188,6 +188,12 @@ def corpus() -> list[Bad]:
     add("dwell beyond 53 bits", "invalid_field", lambda u: _act(u, dwell_ms=1 << 60), source=BROWSE)
     fields("2 MiB", "too_large", properties={"x": "y" * (2 << 20)})
     add("in the wrong partition", "misrouted", lambda u: purchase(u, "bad"), shift=1)
+    add(
+        "without an id in the wrong partition",
+        "misrouted",
+        lambda u: purchase(u, None),
+        shift=1,
+    )
     add("an erase in the wrong partition", "misrouted", lambda _: None, shift=1)
     cloud("an envelope that is none", "invalid_field", _STRUCTURED, lambda u: b"[1]")
     cloud("an envelope without data", "missing_field", _STRUCTURED, lambda u: b"{}")

@@ -18,7 +18,7 @@ from featurestore.events import TYPES, action_code, category_code
 from featurestore.partitioner import partition
 from featurestore.settings import DatedRate, FeatureSettings, ValueRule, ValueSettings
 from streams.codec import Codec, Decoded, merge
-from streams.deadletter import Reason
+from streams.deadletter import ORIGIN, Reason
 from streams.settings import KafkaSettings, Settings
 
 
@@ -415,6 +415,23 @@ def test_an_id_derived_from_the_content_is_shared_by_a_repeat() -> None:
     decoded = decode(Record(b"ada", again, 1), Record(b"ada", again, 2), codec=codec)
     assert decoded.no_id == 0
     assert len(set(decoded.batch.events["id_lo"].tolist())) == 1
+
+
+def test_an_event_without_id_that_is_sent_again_counts_once() -> None:
+    nameless = event(amount=1, event_id=None)
+
+    def again(offset: int, of: bytes, value: bytes = nameless) -> Record:
+        return Record(b"ada", value, offset, headers=((ORIGIN, of),))
+
+    forged = Record(b"ada", nameless, 9, headers=((ORIGIN, b"me"),))
+    decoded = decode(again(1, b"3:41"), again(2, b"3:41"), again(3, b"3:42"), forged)
+    first, second, third, fourth = decoded.batch.events["id_lo"].tolist()
+    assert first == second
+    assert len({second, third, fourth}) == 3
+    assert (decoded.batch.events["flags"] & NO_ID).tolist() == [0, 0, 0, 1]
+    # A topic made anew may hold another event at the place of an old one.
+    (other,) = decode(again(1, b"3:41", event(amount=2, event_id=None))).batch.events["id_lo"]
+    assert other != first
 
 
 def test_identity_is_scoped_by_topic_and_type() -> None:
