@@ -236,12 +236,18 @@ class Publisher:
         sent: list[Any] = []
 
         async def send(
-            topic: str, partition: int, rows: list[tuple[bytes | None, bytes | None, Headers]]
+            topic: str,
+            partition: int,
+            rows: list[tuple[bytes | None, bytes | None, Headers]],
+            most: int = _BATCH_BYTES,
         ) -> None:
             # Whole batches: a future for each record would cost ten times the append.
             builder = producer.create_batch()
             for key, value, headers in rows:
-                if builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                full = builder.size() + len(key or b"") + len(value or b"") > most
+                if (full and builder.record_count()) or builder.append(
+                    timestamp=None, key=key, value=value, headers=headers
+                ) is None:
                     sent.append(await producer.send_batch(builder, topic, partition=partition))
                     builder = producer.create_batch()
                     builder.append(timestamp=None, key=key, value=value, headers=headers)
@@ -258,6 +264,9 @@ class Publisher:
             kafka.dlq,
             _DLQ_PARTITION,
             [x.render(kafka.sources[x.letter.source], p, room) for x in letters],
+            # The topic's limit is one of batches, not of records: where the largest record is
+            # small, letters that waited for the broker would be refused together, for ever.
+            min(room, _BATCH_BYTES),
         )
         mark = Published(last.identity, last.positions, self._log_id, self._store.name)
         await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])

@@ -198,3 +198,21 @@ async def test_a_registry_that_does_not_answer_is_asked_again(
     await owning.until(lambda: owner.ready)
     assert not owner.halted
     assert len(asked) >= 2
+
+
+async def test_many_dead_letters_that_waited_are_more_than_one_batch_of_their_topic_holds(
+    stack: Stack, topic_prefix: str
+) -> None:
+    settings = one_partition(stack.bootstrap, topic_prefix)
+    kafka = settings.kafka.model_copy(update={"max_record_bytes": 2048})
+    async with Owning(settings.model_copy(update={"kafka": kafka})) as owning:
+        await owning.send(40)
+        for n in range(150):
+            await owning.producer.send_and_wait(
+                kafka.sources[0], b"%d" % n + b"x" * 2000, key=b"u0", partition=0
+            )
+        # All in one step, hence in one transaction.
+        owning.own()
+        await owning.settle()
+        letters = await owning.read(kafka.dlq)
+        assert len(letters) == 150 and await owning.audit() == CLEAN
