@@ -12,11 +12,12 @@ DEMO ?=
 TESTS ?= tests
 # Test files side by side; each job has an embedded stack of its own.
 JOBS ?= 2
+MINUTES ?= 30
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports contracts docs bench chaos lock clean
+.PHONY: help install demo test check lint types imports contracts docs bench chaos soak lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -69,6 +70,9 @@ bench: install ## Throughput and latency, into benchmarks/results/latest.json
 
 chaos: install ## kill -9 at random moments, then count what was lost or doubled
 	$(BIN)/python -m benchmarks.chaos
+
+soak: install ## One worker under load for 30 minutes: memory and descriptors may not grow
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lock: install ## Pin the newest versions that pyproject.toml allows
 	cd requirements && for set in base train dev; do \
