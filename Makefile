@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 DEMO ?=
+CHAOS ?=
 TESTS ?= tests
 # Test files side by side; each job has an embedded stack of its own.
 JOBS ?= 2
@@ -68,8 +69,8 @@ docs: install ## Generated pages are current, links lead somewhere
 bench: install ## Throughput and latency, into benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks
 
-chaos: install ## kill -9 at random moments, then count what was lost or doubled
-	$(BIN)/python -m benchmarks.chaos
+chaos: install ## kill -9 at random moments, then count what was lost or doubled (CHAOS="--help")
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 soak: install ## One worker under load for 30 minutes: memory and descriptors may not grow
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

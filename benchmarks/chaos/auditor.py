@@ -1,0 +1,376 @@
+"""The auditor: what is in the log, what should have come of it, and what did.
+
+It knows nothing of the worker. It reads the input topics, `scores`, what was published and the
+dead letters (all read-committed), folds the log itself with the slow twins (Codec.decode_slow,
+featurestore.twin.Twin), one partition at a time in one piece, and compares with what Redis holds:
+
+- lost, applied twice: events of each user and type, by count; where counts agree and the sums of
+  identities do not, one was lost and another applied twice;
+- wrong: users of whom anything else exact differs, such as money, gaps and sessions, which depend
+  on the order of the log;
+- outputs missing: users whose last document on `scores` is not Redis's byte by byte, or whose
+  document tells another history than the twin, and holes in the revisions: a document names the
+  revision before it, and that one must have been sent unless a later document of the same
+  transaction has replaced it;
+- outputs twice: a (user, revision) seen twice; backwards: a revision below an earlier one;
+- dead letters missing, doubled, or wrong in reason or raw bytes.
+
+Values themselves are not computed here: `livevalue verify` replays the log and compares them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import redis
+from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+
+from featurestore import times
+from featurestore.columns import NO_TIME, Outcome
+from featurestore.fold_settings import FoldSettings
+from featurestore.state import States
+from featurestore.twin import Twin
+from featurestore.update import Side
+from streams import topics
+from streams.codec import Codec
+from streams.columns import merge
+from streams.pipeline import split
+from streams.settings import KafkaSettings, Settings
+
+_READ_S = 180.0
+_PAGE = 500
+_SHOWN = 12
+_CONNECT = "__connect.errors."
+_PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "future"}
+_MICRO = 1_000_000
+
+Place = tuple[str, int, int]  # topic, partition, offset
+
+
+@dataclass
+class Audit:
+    """What was found; all zero where the protocol holds, but for the first four."""
+
+    records: int = 0  # in the log
+    events: int = 0  # that count: folded, by the twin
+    users: int = 0  # with at least one of them
+    letters: int = 0  # that are due
+    lost: int = 0
+    applied_twice: int = 0
+    users_wrong: int = 0
+    outputs_missing: int = 0
+    outputs_twice: int = 0
+    backwards: int = 0
+    letters_missing: int = 0
+    letters_twice: int = 0
+    letters_wrong: int = 0
+    examples: list[Any] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(self.faults().values())
+
+    def faults(self) -> dict[str, int]:
+        """Counts of everything that must be zero."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "lost",
+                "applied_twice",
+                "outputs_missing",
+                "outputs_twice",
+                "letters_missing",
+                "letters_twice",
+                "letters_wrong",
+                "users_wrong",
+                "backwards",
+            )
+        }
+
+    def show(self, *example: Any) -> None:
+        """Keep the first few of what is wrong."""
+        if len(self.examples) < _SHOWN:
+            self.examples.append(example)
+
+
+def audit(settings: Settings, client: redis.Redis) -> Audit:
+    """Compare what is in the log with what is in Redis and on the output topics."""
+    kafka, found = settings.kafka, Audit()
+    logs = [_by_partition(read(kafka, topic)) for topic in kafka.sources]
+    scores = _by_partition(read(kafka, kafka.scores))
+    published = _by_partition(read(kafka, kafka.published))
+    due: dict[Place, tuple[str, Any]] = {}
+    for p in range(kafka.partitions):
+        wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, found)
+        sent = _Sent(scores.get(p, ()), found)
+        sent.look_for_holes(_boundaries(published.get(p, ())))
+        held = _held(settings, client, p, list(wanted))
+        for user, side in wanted.items():
+            _compare_state(user, side, held[user][0], found)
+            _compare_output(user, side, held[user][1], sent.last.get(user), found)
+        for user in sent.last.keys() - wanted.keys():
+            if sent.last[user] is not None:
+                found.users_wrong += 1
+                found.show("nobody in the log", user)
+    _compare_letters(due, read(kafka, kafka.dlq), found)
+    return found
+
+
+def read(kafka: KafkaSettings, topic: str) -> list[Any]:
+    """All committed records of a topic, partition by partition, in order."""
+    consumer = KafkaConsumer(
+        **topics.connection(kafka),
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=8 << 20,
+    )
+    try:
+        tps = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        consumer.assign(tps)
+        ends = consumer.end_offsets(tps)
+        records: list[Any] = []
+        until = time.monotonic() + _READ_S
+        while any(consumer.position(tp) < ends[tp] for tp in tps):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{topic} is not read to its end within {_READ_S:g} s")
+            for batch in consumer.poll(timeout_ms=500).values():
+                records += batch
+        return sorted(records, key=lambda r: (r.partition, r.offset))
+    finally:
+        consumer.close()
+
+
+def _by_partition(records: Sequence[Any]) -> dict[int, list[Any]]:
+    found: dict[int, list[Any]] = defaultdict(list)
+    for record in records:
+        found[record.partition].append(record)
+    return dict(found)
+
+
+# ---- what should be
+
+
+def _fold(
+    settings: Settings,
+    p: int,
+    logs: Sequence[Sequence[Any]],
+    due: dict[Place, tuple[str, Any]],
+    found: Audit,
+) -> dict[str, Side]:
+    """The log of one partition through the slow twins: -> users with at least one event.
+
+    Adds the dead letters that must exist to `due`.
+    """
+    sources = settings.kafka.sources
+    rules = FoldSettings.of(settings.features, sources)
+    codec = Codec(settings)
+    at = [{record.offset: record for record in log} for log in logs]
+    decoded = [codec.decode_slow(s, p, log) for s, log in enumerate(logs)]
+    for s, one in enumerate(decoded):
+        found.records += len(logs[s])
+        for no in one.rejected:
+            due[sources[s], p, no.offset] = (no.reason.value, at[s][no.offset])
+    batch = merge(decoded)
+    twin = Twin(rules)
+    outcomes = twin.fold(batch)
+    for outcome, event, offset in zip(outcomes, batch.events, batch.offset.tolist(), strict=True):
+        if outcome in _PARKED:
+            s = int(event["source"])
+            due[sources[s], p, offset] = (_PARKED[outcome], at[s][offset])
+    sides = {name: user.head(rules) for name, user in twin.users.items()}
+    wanted = {name: side for name, side in sides.items() if side.events}
+    found.users += len(wanted)
+    found.events += sum(len(side.events) for side in wanted.values())
+    return wanted
+
+
+# ---- what is
+
+
+_Held = tuple[Any, bytes | None]  # the state's head, the document
+
+
+def _held(settings: Settings, client: redis.Redis, p: int, users: list[str]) -> dict[str, _Held]:
+    """What Redis holds of these users, in the store that serves."""
+    active = cast("bytes | None", client.get(f"lv:{{{p}}}:active"))
+    store = active.decode() if active else settings.store.name
+    found: dict[str, _Held] = {}
+    for first in range(0, len(users), _PAGE):
+        page = users[first : first + _PAGE]
+        states = cast(list[Any], client.mget([f"lv:{store}:{{{p}}}:s:{user}" for user in page]))
+        documents = cast(list[Any], client.mget([f"lv:{{{p}}}:v:{user}" for user in page]))
+        heads = States.decode(page, [split(row)[0] if row else None for row in states]).head
+        found.update(zip(page, zip(heads, documents, strict=True), strict=True))
+    return found
+
+
+class _Sent:
+    """The documents of one partition on `scores`."""
+
+    def __init__(self, records: Sequence[Any], found: Audit) -> None:
+        self.last: dict[str, bytes | None] = {}
+        self._found = found
+        self._revisions: dict[str, list[int]] = defaultdict(list)  # in order of sending
+        self._before: list[tuple[str, int, int]] = []  # user, revision, the one before it
+        for record in records:
+            user = record.key.decode()
+            self.last[user] = record.value
+            if record.value is not None:
+                document = json.loads(record.value)
+                self._take(user, document["revision"], document["previous"])
+
+    def _take(self, user: str, revision: int, previous: Mapping[str, Any] | None) -> None:
+        said = self._revisions[user]
+        if revision in said:
+            self._found.outputs_twice += 1
+            self._found.show("twice", user, revision)
+        elif said and revision < said[-1]:
+            self._found.backwards += 1
+            self._found.show("backwards", user, said[-1], revision)
+        said.append(revision)
+        if previous is not None:
+            self._before.append((user, revision, int(previous["revision"])))
+
+    def look_for_holes(self, boundaries: Sequence[int]) -> None:
+        """Find revisions that were never sent, and that no transaction explains.
+
+        boundaries: the last commits of the partition's transactions. What a transaction sends of
+        a user is the last of its commits; the ones before it need not be sent.
+        """
+        for user, revision, before in self._before:
+            said = sorted(self._revisions[user])
+            at = bisect.bisect_left(said, before)
+            if at < len(said) and said[at] == before:
+                continue
+            end = bisect.bisect_left(boundaries, before)
+            until = boundaries[end] if end < len(boundaries) else revision
+            if not (at < len(said) and said[at] <= until):
+                self._found.outputs_missing += 1
+                self._found.show("hole", user, before, revision, until)
+
+
+def _boundaries(published: Sequence[Any]) -> list[int]:
+    return sorted(int(json.loads(record.value)["seq"]) for record in published)
+
+
+# ---- the two compared
+
+
+_TYPED = ("browses", "purchases", "interactions")
+
+
+def _compare_state(user: str, side: Side, head: Any, found: Audit) -> None:
+    counts = [int(n) for n in head["counts"]]
+    lost = sum(max(0, w - h) for w, h in zip(side.counts, counts, strict=True))
+    twice = sum(max(0, h - w) for w, h in zip(side.counts, counts, strict=True))
+    identity = (int(head["id_hi"]), int(head["id_lo"]))
+    if not (lost or twice) and identity != (side.id_hi, side.id_lo):
+        lost = twice = 1
+    found.lost += lost
+    found.applied_twice += twice
+    if lost or twice:
+        found.show("counts", user, side.counts, counts, identity, (side.id_hi, side.id_lo))
+        return
+    differs = {name: (wanted, have) for name, wanted, have in _fields(side, head) if wanted != have}
+    if differs:
+        found.users_wrong += 1
+        found.show("state", user, differs)
+
+
+def _fields(side: Side, head: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, wanted, have) of what is exact beside counts and identities."""
+    for name in (
+        *("orders", "refunds", "gross_micro", "refunded_micro", "late"),
+        *("order_gap_ms", "event_gap_ms", "sessions", "session_events"),
+    ):
+        yield name, getattr(side, name), int(head[name])
+    for name in (
+        *("first_ms", "last_ms", "first_order_ms", "last_order_ms", "last_refund_ms"),
+        *("session_ms", "first_record_ms"),
+    ):
+        yield name, _time(getattr(side, name)), int(head[name])
+    wanted = [_time(at) for at in side.last_type_ms]
+    yield "last_type_ms", wanted, [int(at) for at in head["last_type_ms"]]
+
+
+def _time(ms: int | None) -> int:
+    return NO_TIME if ms is None else ms
+
+
+def _compare_output(
+    user: str, side: Side, held: bytes | None, sent: bytes | None, found: Audit
+) -> None:
+    if held is None or sent != held:
+        found.outputs_missing += 1
+        found.show("document", user, held, sent)
+        return
+    said = json.loads(held)["history"]
+    differs = {
+        name: (wanted, said[name])
+        for name, wanted in _history(side).items()
+        if wanted != _exact(said[name])
+    }
+    if differs:
+        found.outputs_missing += 1
+        found.show("history", user, differs)
+
+
+def _history(side: Side) -> dict[str, int | None]:
+    """What a document must say of the past: millionths, milliseconds, counts."""
+    return {
+        "orders": side.orders * _MICRO,
+        "refunds": side.refunds * _MICRO,
+        "spent": side.gross_micro - side.refunded_micro,
+        "spent_gross": side.gross_micro,
+        "refunded": side.refunded_micro,
+        "first_event_at": side.first_ms,
+        "last_event_at": side.last_ms,
+        "last_order_at": side.last_order_ms,
+    }
+
+
+def _exact(said: Any) -> int | None:
+    if said is None:
+        return None
+    return times.parse(said) if isinstance(said, str) else round(said * _MICRO)
+
+
+def _compare_letters(
+    due: Mapping[Place, tuple[str, Any]], records: Sequence[Any], found: Audit
+) -> None:
+    found.letters = len(due)
+    came: Counter[Place] = Counter()
+    for letter in records:
+        headers = {name: value.decode() for name, value in letter.headers}
+        place = (
+            headers[f"{_CONNECT}topic"],
+            int(headers[f"{_CONNECT}partition"]),
+            int(headers[f"{_CONNECT}offset"]),
+        )
+        came[place] += 1
+        reason = headers[f"{_CONNECT}exception.class.name"].removeprefix("livevalue.")
+        if place not in due:
+            found.letters_wrong += 1
+            found.show("letter not due", place, reason)
+            continue
+        wanted, record = due[place]
+        whole = headers["livevalue.raw"] == "whole"
+        same = (letter.key, letter.value) == (record.key, record.value)
+        if reason != wanted or not (whole and same):
+            found.letters_wrong += 1
+            found.show("letter", place, wanted, reason, headers["livevalue.raw"])
+    for place in due.keys() - came.keys():
+        found.letters_missing += 1
+        found.show("letter missing", place, due[place][0])
+    found.letters_twice = sum(n - 1 for n in came.values())
+    for place, n in came.items():
+        if n > 1:
+            found.show("letter twice", place, n)

@@ -1,0 +1,42 @@
+"""A run as one row of the table in docs/reliability.md."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from benchmarks.chaos.faults import KINDS
+from benchmarks.chaos.runner import Result
+
+COLUMNS = (
+    *("date", "seed", "records", "faults", "undone", "restarts", "lost", "twice"),
+    *("outputs missing", "outputs twice", "letters missing/twice/wrong of", "other", "replay ≠"),
+)
+
+
+def header() -> str:
+    """The table's first two lines."""
+    return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def row(result: Result, when: datetime | None = None) -> str:
+    """One line of the table."""
+    found, done = result.audit, result.done
+    faults = ", ".join(f"{done[kind]} {kind}" for kind in KINDS if done[kind])
+    if result.coordinators:
+        faults += f", {result.coordinators} coordinator restarted"
+    cells = (
+        f"{when or datetime.now(UTC):%Y-%m-%d}",
+        result.scenario.seed,
+        f"{found.records:,}",
+        faults,
+        "/".join(f"{n:,}" for n in result.undone) or "-",
+        result.restarts,
+        found.lost,
+        found.applied_twice,
+        found.outputs_missing,
+        found.outputs_twice,
+        f"{found.letters_missing}/{found.letters_twice}/{found.letters_wrong} of {found.letters:,}",
+        found.users_wrong + found.backwards,
+        f"{result.different} of {found.users:,}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
