@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from featurestore.errors import FeatureStoreError
 from scoring.errors import ScoringError
-from streams import threads, topics, transport  # threads first: before numpy is imported
+from streams import crashpoints, threads, topics, transport  # threads: before numpy
 from streams.agents import Ingest
 from streams.codec import Codec
 from streams.errors import StreamsError, WrongSetting
@@ -139,6 +139,8 @@ def _deadline(seconds: float, what: str) -> Iterator[None]:
 
 def create_app(settings: Settings) -> WorkerApp:
     """A Faust app that runs a worker of these settings."""
+    if told := crashpoints.arm():
+        log.warning("armed to crash", extra={"point": told, "unset": crashpoints.VARIABLE})
     kafka = settings.kafka
     app = WorkerApp(
         kafka.app,
@@ -258,6 +260,7 @@ async def preflight(settings: Settings, stores: Stores) -> None:
     """Broker, topics, store and generation are there and fit; raises what an operator must do."""
     await asyncio.to_thread(topics.require, settings)
     await stores.introduce()
+    await stores.permit()
     await stores.generation("")
 
 

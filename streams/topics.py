@@ -18,9 +18,7 @@ not for an event loop. `connection` serves every kafka-python client of the proj
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +31,7 @@ from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 from featurestore.secrets import refused
 from streams.connection import SECTION, security
 from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
+from streams.knock import Hung, Refused, knock
 from streams.settings import KafkaSettings, Settings
 
 Role = Literal["source", "scores", "published", "dlq"]
@@ -49,8 +48,14 @@ _COMPACTED = {
 }
 # A dead letter holds the whole bad record and headers about it.
 _DLQ_ROOM = 64 << 10
+# What a worker does with its topics.
+_NEEDED: Mapping[Role, tuple[str, ...]] = {
+    "source": ("READ",),
+    "scores": ("READ", "WRITE"),
+    "published": ("READ", "WRITE"),
+    "dlq": ("WRITE",),
+}
 _BOOTSTRAP_MS = 10_000
-_CONNECT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +139,50 @@ def check(settings: Settings) -> list[Problem]:
 
 
 def require(settings: Settings) -> None:
-    """Raise TopicError with the first problem that `check` finds."""
-    problems = check(settings)
-    if problems:
-        raise TopicError(problems[0].message)
+    """Raise TopicError with the first problem that `check` finds.
+
+    LogAuthError where a worker may not do what it must.
+    """
+    kafka = settings.kafka
+    with _admin(kafka) as admin:
+        found = _found(admin, kafka)
+        problems = _problems(kafka, found)
+        if problems:
+            raise TopicError(problems[0].message)
+        _permit(admin, kafka, found)
+
+
+def _permit(admin: KafkaAdminClient, kafka: KafkaSettings, found: Mapping[str, _Topic]) -> None:
+    """Raise LogAuthError with the first permission that a worker lacks.
+
+    Better at the start than in the middle: Faust asks a group that refuses it again for ever, and
+    a topic that may not be written shows only when there is something to publish.
+    """
+    for topic in wanted(kafka):
+        allowed = found[topic.name].allowed
+        for operation in _NEEDED[topic.role] if allowed else ():
+            if operation not in allowed:
+                raise forbidden(kafka, operation, f"topic {topic.name}")
+    name = f"{kafka.app}-0"
+    try:
+        admin.list_group_offsets([kafka.app])
+        admin.describe_transactions([name])
+    except driver.GroupAuthorizationFailedError:
+        raise forbidden(kafka, "READ", f"group {kafka.app}") from None
+    except driver.TransactionalIdAuthorizationFailedError:
+        raise forbidden(kafka, "WRITE", f"transactional id {name}") from None
+    except driver.KafkaError:
+        pass  # there is none yet, or its coordinator is still being made
+
+
+def forbidden(kafka: KafkaSettings, operation: str, what: str) -> LogAuthError:
+    """The broker's permissions keep us from `operation`."""
+    who = kafka.username if kafka.security.startswith("SASL") else "this client"
+    return LogAuthError(
+        f"{who} may not {operation} {what} at {kafka.bootstrap}: give "
+        "it the permissions of its role in docs/acl/kafka.sh, or another account in "
+        f"{SECTION}__USERNAME"
+    )
 
 
 def topic_ids(settings: Settings) -> dict[str, str]:
@@ -201,10 +246,8 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
         driver.GroupAuthorizationFailedError,
         driver.TransactionalIdAuthorizationFailedError,
     ) as error:
-        raise LogAuthError(
-            f"{kafka.username or 'this client'} may not do that at {kafka.bootstrap} "
-            f"({type(error).__name__}): ask for the permission (docs/operations.md lists them)"
-        ) from error
+        what = type(error).__name__.removesuffix("AuthorizationFailedError").lower()
+        raise forbidden(kafka, "do this with", f"the {what}") from error
     except driver.UnknownTopicOrPartitionError as error:
         raise TopicError(f"a topic is missing: run `livevalue topics --apply` ({error})") from error
     except (driver.KafkaTimeoutError, driver.KafkaConnectionError) as error:
@@ -281,6 +324,7 @@ class _Topic:
     partitions: int
     replication: int
     policies: frozenset[str]
+    allowed: frozenset[str]  # what we may do with it; empty where the broker does not say
 
 
 def reach(kafka: KafkaSettings) -> None:
@@ -301,7 +345,9 @@ def reach(kafka: KafkaSettings) -> None:
                 "LIVEVALUE_KAFKA__BOOTSTRAP"
             ) from None
         try:
-            _knock(host.strip("[]"), number, options.get("ssl_context"))
+            knock(host.strip("[]"), number, options)
+        except Refused as error:
+            raise _refused(kafka, str(error)) from None
         except ssl.SSLError as error:
             said = refused(error, address, SECTION, f"{SECTION}__BOOTSTRAP")
             problem = LogError(
@@ -310,30 +356,15 @@ def reach(kafka: KafkaSettings) -> None:
                 f"{SECTION}__SECURITY (it is {kafka.security})"
             )
         except OSError as error:
-            problem = _silent(kafka, error.strerror or str(error) or type(error).__name__)
+            said = error.strerror or str(error) or type(error).__name__
+            if isinstance(error, Hung) and kafka.security == "SSL":
+                # It may hang up before its alert is read.
+                said += f"; it may want a certificate: {SECTION}__CERT_FILE"
+            problem = _silent(kafka, said)
         else:
             return
     if problem is not None:
         raise problem
-
-
-def _knock(host: str, port: int, context: ssl.SSLContext | None) -> None:
-    """Connect, shake hands, and ask for the versions of requests, which needs no login.
-
-    In TLS 1.3 a server refuses a client's certificate only after the handshake: the answer to a
-    first request shows it.
-    """
-    client = b"livevalue"
-    request = struct.pack(">hhih", 18, 0, 1, len(client)) + client  # ApiVersions, version 0
-    link = socket.create_connection((host, port), _CONNECT_S)
-    try:
-        if context is not None:
-            link = context.wrap_socket(link, server_hostname=host)
-        link.sendall(struct.pack(">i", len(request)) + request)
-        if not link.recv(1):
-            raise ConnectionResetError("it closed the connection")
-    finally:
-        link.close()
 
 
 @contextmanager
@@ -348,11 +379,13 @@ def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
 
 
 def _found(admin: KafkaAdminClient, kafka: KafkaSettings) -> dict[str, _Topic]:
-    """Those of our topics that exist."""
+    """Those of our topics that exist. LogAuthError where we may not even know whether one does."""
     names = [topic.name for topic in wanted(kafka)]
-    described = {
-        topic["name"]: topic for topic in admin.describe_topics(names) if not topic["error_code"]
-    }
+    answers = admin.describe_topics(names)
+    for topic in answers:
+        if topic["error_code"] == driver.TopicAuthorizationFailedError.errno:
+            raise forbidden(kafka, "DESCRIBE", f"topic {topic['name']}")
+    described = {topic["name"]: topic for topic in answers if not topic["error_code"]}
     if not described:
         return {}
     resources = [ConfigResource("TOPIC", name) for name in described]
@@ -363,6 +396,7 @@ def _found(admin: KafkaAdminClient, kafka: KafkaSettings) -> dict[str, _Topic]:
             len(topic["partitions"]),
             min(len(part["replica_nodes"]) for part in topic["partitions"]),
             frozenset(configs[name]["cleanup.policy"]["value"].split(",")),
+            frozenset(topic.get("authorized_operations") or ()),
         )
         for name, topic in described.items()
     }

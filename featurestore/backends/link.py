@@ -265,9 +265,11 @@ class Links:
                 f"or correct {SETTING} (rediss:// only where Redis speaks TLS)"
             ) from None
         except (OSError, hiredis.ProtocolError) as error:
+            # A server that does not like our certificate may hang up before its alert is read.
+            hint = f"; it may want a certificate: {SECTION}__CERT_FILE" if self.address.tls else ""
             raise StoreUnavailable(
                 f"Redis at {node} cannot be reached ({_reason(error)}): start it, or correct "
-                f"{SETTING} (rediss:// where Redis speaks TLS, redis:// where it does not)"
+                f"{SETTING} (rediss:// where Redis speaks TLS, redis:// where it does not){hint}"
             ) from error
 
     async def _reach(self, node: Node) -> Link:

@@ -92,7 +92,7 @@ def failure(text: str, where: str) -> FeatureStoreError:
             return failure(text[text.index(f"{inner} ") :], where)
     if "can't execute" in low and "memory" in low:
         return failure("OOM", where)
-    if "acl" in low and "permission" in low:
+    if ("acl" in low and "permission" in low) or "can't run this command" in low:
         return StoreAuthError(f"Redis at {where} {_AUTH['NOPERM']} ({text})")
     # An unknown command is answered with its arguments, which may be anything.
     return StoreError(f"Redis at {where} answered: {text.split(', with args')[0]}")

@@ -106,9 +106,17 @@ class Kafka(Server):
         if self._runtime is None:
             found, jars = java.find(), class_path(self._progress)
             self._runtime = Runtime(found, jars, cds.flags(found, jars, self._progress))
-        write_configuration(self.folder, self.port, self.controller_port)
+        self.configure()
         if not (self.data / "meta.properties").is_file():
             self._format()
+
+    def configure(self) -> None:
+        """Write server.properties and log4j2.xml; a variant with logins or TLS adds to them."""
+        write_configuration(self.folder, self.port, self.controller_port)
+
+    def format_options(self) -> Sequence[str]:
+        """More options of `format`: a variant with SCRAM names its first users here."""
+        return ()
 
     def command(self) -> list[str]:
         return [*self._run_java(), "kafka.Kafka", str(self.folder / "server.properties")]
@@ -133,6 +141,7 @@ class Kafka(Server):
                 # One argument: an id that begins with "-" would be taken for an option.
                 *("format", f"--cluster-id={cluster}"),
                 *("-c", str(self.folder / "server.properties")),
+                *self.format_options(),
             ],
             cwd=self.folder,
             env=environment(),
