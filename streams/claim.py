@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -112,12 +112,13 @@ class Claims:
         p, mark = self._partition, claim.watermark
         published = await held.publisher.last_published()
         scores = TopicPartition(self._around.settings.kafka.scores, p)
+        asked = [source.end for source in self._intake.sources]
         found = await self._reader.bounds([*self._tps, scores])
         bounds = [found[tp] for tp in self._tps]
         check_store(p, mark, published, bounds, found[scores])
         await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
         self._still_ours()
-        self._begin_at(mark, bounds)
+        self._begin_at(mark, bounds, asked)
         await self._reconcile(claim, published, held)
         log.info(
             "partition claimed",
@@ -132,8 +133,12 @@ class Claims:
             },
         )
 
-    def _begin_at(self, mark: Watermark | None, bounds: list[Bounds]) -> None:
-        """Where the store stands; behind a base of files, where the log begins."""
+    def _begin_at(self, mark: Watermark | None, bounds: list[Bounds], asked: Sequence[int]) -> None:
+        """Where the store stands; behind a base of files, where the log begins.
+
+        asked: the ends known when `bounds` were asked for. An end told since is newer than the
+        answer, and nobody may tell it again.
+        """
         count = len(self._tps)
         positions = mark.positions if mark else (0,) * count
         if mark is not None and mark.base:
@@ -143,8 +148,8 @@ class Claims:
             mark.clocks if mark else (NO_TIME,) * count,
             mark.marks if mark and mark.marks else ("",) * count,
         )
-        for source, at in zip(self._intake.sources, bounds, strict=True):
-            source.end = at.end
+        for source, at, before in zip(self._intake.sources, bounds, asked, strict=True):
+            source.end = max(at.end, source.end) if source.end > before else at.end
 
     async def _reconcile(self, claim: Claim, published: Published | None, held: Held) -> None:
         """What the outbox still has to say, by the identity of what was published last."""

@@ -169,8 +169,11 @@ class Owning:
             if what():
                 return
             await asyncio.sleep(0.02)
+        owner = self.owner
+        assert owner is not None
         raise AssertionError(
-            f"waited {patience_s} s in vain; watermark {self.owner and self.owner.watermark}"
+            f"waited {patience_s} s in vain; watermark {owner.watermark}, lag {owner.lag}, ready "
+            f"{owner.ready}, outbox {owner.outbox_users}, halted {owner.halted!r}"
         )
 
     async def settle(self, patience_s: float = 20.0) -> None:

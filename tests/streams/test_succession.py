@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.backends.memory import MemoryStore
 from featurestore.errors import StoreError
@@ -17,6 +18,8 @@ from scoring.generation import Generation, prior
 from streams import topics
 from streams.app import log_id
 from streams.backfill import backfill_kafka, builder
+from streams.delivery import RawRecord
+from streams.gap import LogReader
 from streams.replay import digest_of
 from tests.streams.owning import CLEAN, Owning, one_partition
 
@@ -72,6 +75,29 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     await owning.until_swept(published + 40)
     assert await owning.audit() == CLEAN
     assert not owner.halted
+
+
+async def test_an_end_told_while_a_claim_asks_for_it_is_not_forgotten(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = owning.own()
+    await owning.send(40)
+    await owning.settle()
+    await first.close(drain=True)
+    read, told = LogReader.at, asyncio.Event()
+
+    async def later(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord | None:
+        # The claim has asked for the ends; now more arrives and is told, once.
+        if not told.is_set():
+            told.set()
+            await owning.send(30)
+        return await read(self, tp, offset)
+
+    monkeypatch.setattr(LogReader, "at", later)
+    owning.own()
+    await owning.until(told.is_set)
+    await owning.settle(10.0)
+    assert await owning.audit() == CLEAN
 
 
 async def test_a_roll_back_past_a_flip_publishes_again_what_the_other_store_has_said(
