@@ -21,7 +21,12 @@ from collections.abc import Sequence
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
-from featurestore.errors import FeatureStoreError, StateFormatError, StoreError
+from featurestore.errors import (
+    FeatureStoreError,
+    StateFormatError,
+    StoreError,
+    StoreUnavailable,
+)
 from featurestore.store import Watermark
 from scoring.errors import ScoringError
 from streams.claim import Claims
@@ -44,6 +49,7 @@ _MARKERS_S = 0.5  # positions that moved over markers alone are committed this s
 _CLOSE_S = 20.0  # to finish the batch at hand and publish
 _MISROUTED_OF = 1000  # records looked at before most of them being misrouted is believed
 _BACK_OFF_S = (0.05, 5.0)
+_STORE_BACK_OFF_S = 1.0  # at most, while the store is away: a claim that fails costs it nothing
 _HALT = (StoreError, LogError, StateFormatError, ScoringError)
 
 
@@ -190,7 +196,12 @@ class Owner:
         await self._let_go()
         if self._closing:
             return
-        await self._pause(self._back_off_s * random.uniform(0.5, 1.5))
+        back_off_s = self._back_off_s
+        if isinstance(error, StoreUnavailable):
+            # No stall: a worker started anew could only wait as well, and would be back later.
+            self.moved_s = time.monotonic()
+            back_off_s = min(back_off_s, _STORE_BACK_OFF_S)
+        await self._pause(back_off_s * random.uniform(0.5, 1.5))
         self._back_off_s = min(self._back_off_s * 2, _BACK_OFF_S[1])
 
     async def _let_go(self) -> None:

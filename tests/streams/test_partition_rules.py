@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
+from featurestore.errors import StoreUnavailable
 from featurestore.settings import FeatureSettings
+from featurestore.store import Claim
 from livevalue.embedded import Stack
 from scoring.errors import RegistryError
 from streams.settings import KafkaSettings, Settings, WorkerSettings
@@ -216,3 +219,28 @@ async def test_many_dead_letters_that_waited_are_more_than_one_batch_of_their_to
         await owning.settle()
         letters = await owning.read(kafka.dlq)
         assert len(letters) == 150 and await owning.audit() == CLEAN
+
+
+async def test_a_store_that_is_away_is_no_stall_and_work_goes_on_soon_after_its_return(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = owning.own()
+    await owning.send(40)
+    await owning.settle()
+
+    async def away(*_: object) -> Claim:
+        raise StoreUnavailable("does not answer")
+
+    with monkeypatch.context() as gone:
+        for name in ("claim", "load", "commit"):
+            gone.setattr(owning.store, name, away)
+        await owning.send(40)
+        # Longer than the back-off takes to reach what it is at most.
+        for _ in range(80):
+            await asyncio.sleep(0.1)
+            assert time.monotonic() - owner.moved_s < 5, "the watchdog would end this worker"
+        assert owner.lag > 0
+    began = time.monotonic()
+    await owning.settle()
+    assert time.monotonic() - began < 4
+    assert await owning.audit() == CLEAN
