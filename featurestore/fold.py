@@ -10,12 +10,16 @@ into the tail in fold order (time, kind, identity; tails.py), then
 
 Erasures come first, whatever their place among the batch's events: an event is dropped if its
 record timestamp is not after the user's marker. Events settled already cannot be taken out one
-by one: the settled side is wiped if any of them came before the marker.
+by one: the settled side is wiped if any of them came before the marker. What of it came after the
+marker goes too, though read in another order it would have stayed; the user is marked as `split`
+(ADR 7).
 
-Beyond the tail cap, and where an idle source comes back, batch boundaries may show in gaps,
-sessions and the carry, and in the order of float sums; identities, counts, money, first and last
-times, decayed sums and buckets stay what they are. Only where the remembered ids are full too
-may an event be parked that was new.
+Beyond the tail cap, and where an idle source comes back, an event may be folded behind one that
+is settled already. Batch boundaries then show in gaps, sessions and the carry, and in the order
+of float sums; identities, counts, money, first and last times, decayed sums and buckets stay what
+they are. Such events are counted as `overtaken`; only of users with one may floats depend on the
+order in which topics were read. Only where the remembered ids are full too may an event be
+parked that was new.
 
 Users without an event applied or an erasure are left untouched, bit by bit: what lies before
 the frontier may stay in a tail, since settling changes no result.
@@ -35,7 +39,7 @@ from featurestore.columns import NO_TIME, EventBatch, Outcome
 from featurestore.decide import decide
 from featurestore.fold_settings import FoldSettings
 from featurestore.rows import Rows, copied, put
-from featurestore.state import States, blank
+from featurestore.state import States, blank, unmarked
 from featurestore.tails import Steps, Tails
 
 __all__ = ["FoldSettings", "Folded", "Steps", "fold"]
@@ -61,6 +65,7 @@ class Folded:
     head_steps: Steps
     clocks: Clocks  # afterwards
     erased: list[int]  # rows erased in this batch that hold no event now
+    split: int  # users whose erasure took settled events with it that came after
 
 
 def fold(states: States, batch: EventBatch, clocks: Clocks, settings: FoldSettings) -> Folded:
@@ -86,6 +91,7 @@ def fold(states: States, batch: EventBatch, clocks: Clocks, settings: FoldSettin
             before.ids,
             before.ring,
             erased_ms,
+            before.marks,
         )
         settled_steps = head_steps = Steps.none()
     else:
@@ -110,6 +116,7 @@ def fold(states: States, batch: EventBatch, clocks: Clocks, settings: FoldSettin
         head_steps=head_steps,
         clocks=admitted.clocks,
         erased=erased,
+        split=int((before.marks["split"] - states.marks["split"]).sum()),
     )
 
 
@@ -128,9 +135,12 @@ def _without_erased(
     states: States, marker: npt.NDArray[np.int64], wiped: npt.NDArray[np.bool_]
 ) -> States:
     """`states` without what the markers make forgotten; heads of wiped users are to be folded."""
-    settled = copied(states.settled)
+    settled, marks = copied(states.settled), copied(states.marks)
     gone = np.flatnonzero(wiped & (settled["first_record_ms"] <= marker))
     put(settled, gone, blank(len(gone)))
+    split = marks["split"][gone] + (marks["settled_record_ms"][gone] > marker[gone])
+    put(marks, gone, unmarked(len(gone)))
+    marks["split"][gone] = split
 
     def kept(rows: Rows) -> Rows:
         return rows.keep(rows.values["record_ms"] > marker[rows.owner])
@@ -143,4 +153,5 @@ def _without_erased(
         kept(states.ids),
         kept(states.ring),
         marker,
+        marks,
     )

@@ -81,12 +81,27 @@ SEEN = np.dtype(
         ("pad", "u1", (3,)),
     ]
 )
+# What `verify` has to know of a user: whether the order in which topics were read may show.
+MARKS = np.dtype(
+    [
+        ("settled_record_ms", "<i8"),  # largest record timestamp of the settled events
+        ("overtaken", "<u4"),  # events folded although a later one was settled already
+        ("capped", "<u4"),  # events that the tail cap settled before their time
+        ("split", "<u4"),  # erasures that took settled events with them which came after
+    ]
+)
 
 
-_BLANK = np.zeros(1, STATE)
-for _name in STATE.names or ():
-    if _name.endswith("_ms") and not _name.endswith("gap_ms"):
-        _BLANK[_name] = NO_TIME
+def _nothing(dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """One record of zeros, and of no time where a field is one."""
+    record = np.zeros(1, dtype)
+    for name in dtype.names or ():
+        if name.endswith("_ms") and not name.endswith("gap_ms"):
+            record[name] = NO_TIME
+    return record
+
+
+_BLANK, _UNMARKED = _nothing(STATE), _nothing(MARKS)
 
 
 def blank(users: int) -> npt.NDArray[np.void]:
@@ -96,6 +111,15 @@ def blank(users: int) -> npt.NDArray[np.void]:
     np.True_
     """
     return pick(_BLANK, np.zeros(users, np.intp))
+
+
+def unmarked(users: int) -> npt.NDArray[np.void]:
+    """Marks of users of whom nothing is settled.
+
+    >>> unmarked(2)["overtaken"].tolist()
+    [0, 0]
+    """
+    return pick(_UNMARKED, np.zeros(users, np.intp))
 
 
 @dataclass(slots=True)
@@ -109,6 +133,7 @@ class States:
     ids: Rows  # SEEN: identities that left the tail before their time, see fold.py
     ring: Rows  # SEEN: latest value events per source, by (source, event time, id)
     erased_ms: npt.NDArray[np.int64]  # (U,) records up to here are forgotten
+    marks: npt.NDArray[np.void]  # (U,) MARKS
 
     @classmethod
     def empty(cls, users: Sequence[str]) -> States:
@@ -122,6 +147,7 @@ class States:
             Rows.empty(n, SEEN),
             Rows.empty(n, SEEN),
             np.full(n, NO_TIME, np.int64),
+            unmarked(n),
         )
 
     @classmethod
@@ -157,6 +183,7 @@ class States:
             self.ids.take(rows),
             self.ring.take(rows),
             self.erased_ms[rows],
+            pick(self.marks, rows),
         )
 
     @classmethod
@@ -170,6 +197,7 @@ class States:
             Rows.concat([part.ids for part in parts]),
             Rows.concat([part.ring for part in parts]),
             np.concatenate([part.erased_ms for part in parts]),
+            joined([part.marks for part in parts]),
         )
 
 

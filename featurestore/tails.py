@@ -72,6 +72,7 @@ class Tails:
     own_time_ms: Times  # event time of each new event, by position in the pool - old
     number: Index  # (R,) events that settle, the first ones
     reset: Bools  # (R,) the head is folded from the settled side
+    marks: Records  # (R,) MARKS
 
     @classmethod
     def join(
@@ -116,18 +117,34 @@ class Tails:
             own_time_ms=own_time,
             number=np.zeros(len(rows), np.intp),
             reset=wiped.copy(),
+            marks=copied(states.marks) if every else pick(states.marks, rows),
         )
 
     def settle(self, clocks: Clocks, settings: FoldSettings) -> Steps:
         """Fold for good what nothing can change any more, and what the cap forces."""
         # Behind the user's own edge an event was overtaken, and is folded where it is.
-        behind = self.time_ms < self.settled["last_ms"][self.owner]
-        done = behind | (self.time_ms < frontier_ms(clocks, settings.lateness_ms))
+        edge = self.settled["last_ms"][self.owner]
+        # One of the settled edge's own time may stand before it in the fold's order.
+        overtaken = self.new[self.time_ms[self.new] <= edge[self.new]]
+        if len(overtaken):
+            self.marks["overtaken"] += np.bincount(
+                self.owner[overtaken], minlength=len(self.rows)
+            ).astype(np.uint32)
+        done = (self.time_ms < edge) | (self.time_ms < frontier_ms(clocks, settings.lateness_ms))
         self.number = np.bincount(self.owner[done], minlength=len(self.rows))
         long = np.flatnonzero(self.total - self.number > settings.tail_cap)
         if len(long):
+            before = self.number[long]
             self._cap(long, settings.tail_cap)
-        return self._advance(self.settled, np.flatnonzero(~self._stays()), self.number, settings)
+            self.marks["capped"][long] += (self.number[long] - before).astype(np.uint32)
+        settled = np.flatnonzero(~self._stays())
+        if len(settled):
+            some = np.flatnonzero(self.number)
+            came = self.pool["record_ms"][self.order[settled]]
+            newest = np.maximum.reduceat(came, starts_of(self.number[some])[:-1])
+            known = self.marks["settled_record_ms"][some]
+            self.marks["settled_record_ms"][some] = np.maximum(known, newest)
+        return self._advance(self.settled, settled, self.number, settings)
 
     def _cap(self, rows: Index, cap: int) -> None:
         """Settle more where more than `cap` events of one source would stay."""
@@ -219,11 +236,13 @@ class Tails:
         """All users' states, with these rows as they are now."""
         stays = self.order[np.flatnonzero(self._stays())]
         tail = Rows(pick(self.pool, stays), starts_of(self.total - self.number))
-        settled, head = self.settled, self.head
+        settled, head, marks = self.settled, self.head, self.marks
         if len(self.rows) < len(states.users):
             settled, head = copied(states.settled), copied(states.head)
+            marks = copied(states.marks)
             put(settled, self.rows, self.settled)
             put(head, self.rows, self.head)
+            put(marks, self.rows, self.marks)
         return States(
             states.users,
             settled,
@@ -232,4 +251,5 @@ class Tails:
             states.ids.replace(self.rows, self.ids),
             states.ring.replace(self.rows, self.ring),
             erased_ms,
+            marks,
         )

@@ -41,6 +41,10 @@ class User:
     ids: list[Seen] = field(default_factory=list)  # left the tail before their time
     ring: list[Seen] = field(default_factory=list)  # latest value events, own event times
     erased_ms: int | None = None
+    settled_record_ms: int | None = None  # largest record timestamp of the settled events
+    overtaken: int = 0  # events folded although a later one was settled already
+    capped: int = 0  # events that the tail cap settled before their time
+    split: int = 0  # erasures that took settled events with them which came after
 
     def head(self, settings: FoldSettings) -> Side:
         """Settled part and tail, folded."""
@@ -103,7 +107,10 @@ class Twin:
             user.erased_ms = marker = erase.record_ms
             first = user.settled.first_record_ms
             if first is not None and first <= marker:
-                user.settled = Side()
+                newest = user.settled_record_ms
+                user.split += newest is not None and newest > marker
+                user.settled, user.settled_record_ms = Side(), None
+                user.overtaken = user.capped = 0
                 changed.add(name)
             kept = [e for e in user.tail if e.record_ms > marker]
             if kept != user.tail:
@@ -182,6 +189,7 @@ class Twin:
     def _settle(self, user: User, came: list[Event], frontier: int | None) -> None:
         """Put new events into the tail, and fold for good what is to be."""
         own = user.settled.last_ms
+        user.overtaken += sum(own is not None and event.time_ms <= own for event in came)
         events = sorted([*user.tail, *came], key=fold_order)
         number = 0
         for event in events:
@@ -193,9 +201,15 @@ class Twin:
             places = [i for i, event in enumerate(events) if event.source == source]
             staying = [i for i in places if i >= number]
             if len(staying) > self.settings.tail_cap:
-                number = staying[-self.settings.tail_cap - 1] + 1
+                capped = staying[-self.settings.tail_cap - 1] + 1
+                user.capped += capped - number
+                number = capped
         settled, user.tail = events[:number], events[number:]
         user.settled = fold_in(user.settled, settled, self.settings)
+        came_ms = [e.record_ms for e in settled]
+        if user.settled_record_ms is not None:
+            came_ms.append(user.settled_record_ms)
+        user.settled_record_ms = max(came_ms, default=None)
         left = [_seen(e) for e in settled if e.identity is not None]
         user.ids = _latest(
             [seen for seen in [*user.ids, *left] if self._remembers(seen)], self.settings.ids_cap

@@ -80,6 +80,9 @@ class Metrics:
 
         self.events = counter("events", "Events by what became of them in the fold", "outcome")
         self.rejected = counter("rejected", "Records that went to dead letters", "reason")
+        self.split = counter(
+            "erased_amid_settled", "Erasures that took settled records with them which came after"
+        )
         self.users = counter("users_rescored", "Documents written, users by commit")
         self.commits = counter("commits", "Commits to the store, by answer", "outcome")
         self.published = counter("published", "Documents published, tombstones included")
@@ -113,4 +116,5 @@ class Metrics:
                 self.events.labels(name).inc(number)
             elif name.startswith("rejected_"):
                 self.rejected.labels(name.removeprefix("rejected_")).inc(number)
+        self.split.inc(counts.get("erased_amid_settled", 0))
         self.users.inc(counts.get("users", 0))

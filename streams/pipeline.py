@@ -38,6 +38,7 @@ from featurestore.store import (
 )
 from scoring.documents import Cause, Documents
 from scoring.scorer import Scorer
+from streams import crashpoints
 from streams.deadletter import Reason, Rejected
 from streams.fingerprint import Fingerprint
 from streams.settings import Settings
@@ -195,6 +196,7 @@ class Pipeline:
         users = self._unpack(batch.users, loaded.states)
         if before is not None and sweeping(before.progress):
             await self._recall(partition, users)
+        crashpoints.passing("after_load")
         clocks = _clocks(before, after, len(self.settings.kafka.sources))
         folded = fold(users.states, batch, clocks, self._fold_settings(before, base))
         users.states = folded.states
@@ -221,6 +223,7 @@ class Pipeline:
         writes = self._writes(users, touched, seq, causes, None)
         writes += self._wipes(users, np.flatnonzero(erased))
         letters = _letters(batch, folded, rejected)
+        crashpoints.passing("after_compute")
         # One record cannot be halved: it goes through, the store's own limit is far higher.
         cap = capped and batch.size + len(batch.erases) + len(rejected) > 1
         done = await self._commit(partition, token, before, watermark, writes, letters, cap=cap)
@@ -397,11 +400,13 @@ class Pipeline:
         size = sum(len(w.state) + len(w.document or b"") for w in writes)
         if cap and size > self._max_bytes:
             return Processed(None, watermark, split=True, counts=Counter(bytes=size))
+        crashpoints.passing("before_commit")
         started = time.perf_counter()
         outcome = await self.store.commit(
             partition,
             Commit(token, before, watermark, writes, letters, self.publishes),
         )
+        crashpoints.passing("after_commit")
         counts: Counter[str] = Counter(users=len(writes), bytes=size)
         counts["commit_us"] = int((time.perf_counter() - started) * 1e6)
         updates = {w.user: w.document for w in writes if w.document is not None}
@@ -484,4 +489,5 @@ def _counts(folded: Folded, rejected: Sequence[Rejected]) -> Counter[str]:
     )
     counts.update(f"rejected_{r.reason}" for r in rejected)
     counts["touched"] = int(folded.touched.sum())
+    counts["erased_amid_settled"] = folded.split
     return counts

@@ -7,14 +7,15 @@ tolerances that `TOLERANCES` states. Users of whom only the log knows are differ
 may move meanwhile: every page has its own watermark, and the replay only ever goes forward; a
 document that was written after its user's state was read is looked at again.
 
-One exception of law 4 is named, not hidden: where only floats differ of a user whose tail reached
-its cap, which depends on how far one topic was read ahead of another.
+The exceptions of law 4 are named, not hidden (`EXCEPTIONS`): users of whom something depends on how
+far one topic was read ahead of another. The state says of each whether it can be one.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ TOLERANCES = {
     "carry": (0.0, 1e-4),  # batch sizes round float32 products differently
     "document": (1e-3, 1e-6),  # documents carry 5 significant digits
 }
+EXCEPTIONS = {
+    "tail_cap": "floats of users beyond the tail cap, of whom an event came behind a settled one",
+    "idle_source": "floats of users of whom an idle source brought an event behind a settled one",
+    "erased_amid_settled": "erased users of whom later records had been settled before (ADR 7)",
+}
 # What names the commit and not the value.
 _OF_COMMIT = ("revision", "previous", "cause")
 
@@ -56,7 +62,7 @@ class Verified:
 
     users: int = 0
     different: int = 0
-    excepted: int = 0  # floats of users beyond the tail cap
+    excepted: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(EXCEPTIONS, 0)))
     first_differences: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, partition: int, user: str, what: Sequence[str]) -> None:
@@ -209,7 +215,6 @@ class _Pages:
         as_of = np.maximum(np.maximum(past["last_ms"], said["as_of_ms"]), 0)
         features = ~self._same_features(ours, theirs, as_of)
         expected = self._documents(theirs, their_head, as_of)
-        capped = self._capped(ours) | self._capped(theirs)
         again = []
         for i, name in enumerate(names):
             document, revision = rows[i][3], int(said["revision"][i])
@@ -229,9 +234,10 @@ class _Pages:
                 wrong = list(_differences(shown, expected[i], ""))
                 floats += [where for where in wrong if not where.startswith(".history")]
                 what += [where for where in wrong if where.startswith(".history")]
-            if floats and not what and capped[i]:
-                self._found.excepted += 1
-                floats = []
+            name_of = _exception(ours.marks[i], theirs.marks[i], exact=bool(what))
+            if what + floats and name_of is not None:
+                self._found.excepted[name_of] += 1
+                what = floats = []
             self._found.add(self._partition, name, what + floats)
         return again
 
@@ -261,16 +267,17 @@ class _Pages:
         a, b = (encode(side, as_of, log_start, settings) for side in (ours, theirs))
         return _alike(a, b, "features")
 
-    def _capped(self, states: States) -> npt.NDArray[np.bool_]:
-        """(U,) whether a source's tail is as long as it may be."""
-        cap = self._settings.features.tail_cap
-        return np.array(
-            [
-                len(row) >= cap and int(np.bincount(row["source"]).max()) >= cap
-                for row in (states.tail.row(u) for u in range(len(states.users)))
-            ],
-            bool,
-        )
+
+def _exception(ours: np.void, theirs: np.void, *, exact: bool) -> str | None:
+    """Which of EXCEPTIONS may account for a difference, by MARKS of both sides; None: none.
+
+    exact: fields differ that only an erasure may move.
+    """
+    if ours["split"] or theirs["split"]:
+        return "erased_amid_settled"
+    if exact or not (ours["overtaken"] or theirs["overtaken"]):
+        return None
+    return "tail_cap" if ours["capped"] or theirs["capped"] else "idle_source"
 
 
 def _exact(ours: States, theirs: States) -> list[list[str]]:

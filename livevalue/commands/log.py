@@ -95,13 +95,14 @@ def verify(
     """Replay the log up to the store's watermark and compare user by user; exit 1 on differences.
 
     Works on a moving store. Exact: identities, counts, money. Within tolerances: carries and
-    documents.
+    documents. What the order in which topics were read may change is counted apart, by name.
 
     Example:  livevalue verify --sample 1000
     """
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.replaying import verify_live
+    from streams.verify import EXCEPTIONS
 
     out = Output(json)
     files = options(columns, type_, order_lines, "skip")
@@ -110,6 +111,9 @@ def verify(
             verify_live(running.settings(), sample, base or (), files, lambda n: tell(n, None))
         )
     out.say(f"{facts['users']:,} users compared, {facts['different']:,} different")
+    for name, number in facts["excepted"].items():
+        if number:
+            out.say(f"{number:,} differ as an exception may: {EXCEPTIONS[name]}")
     for row in facts["first_differences"]:
         out.say(f"  {row['user_id']} (partition {row['partition']}): {', '.join(row['differs'])}")
     out.result(facts)

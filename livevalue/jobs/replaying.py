@@ -106,7 +106,7 @@ async def verify_live(
         return {
             "users": found.users,
             "different": found.different,
-            "excepted": found.excepted,
+            "excepted": dict(found.excepted),
             "first_differences": found.first_differences,
         }
     finally:

@@ -309,6 +309,10 @@ def assert_same_user(states: States, u: int, user: User, settings: FoldSettings)
         names = ("source", "time_ms", "id_hi", "id_lo", "content", "record_ms")
         kept = [tuple(int(r[n]) for n in names) for r in rows.row(u)]
         assert kept == [tuple(getattr(s, n) for n in names) for s in seen]
+    for name in ("overtaken", "capped", "split"):
+        assert int(states.marks[name][u]) == getattr(user, name), name
+    newest = NO_TIME if user.settled_record_ms is None else user.settled_record_ms
+    assert int(states.marks["settled_record_ms"][u]) == newest
     marker = NO_TIME if user.erased_ms is None else user.erased_ms
     assert int(states.erased_ms[u]) == marker
 

@@ -272,6 +272,35 @@ def test_second_erasure_at_a_later_moment_keeps_what_settled_after_it() -> None:
     assert history(play.states)["spent_micro"].tolist() == [12]
 
 
+def test_erasure_that_takes_settled_events_with_it_which_came_after_marks_the_user() -> None:
+    play = Play()
+    play.say(event(1, 1, value=5), event(3, 2, value=7), event(500, 3))
+    assert play.states.settled["orders"].tolist() == [2]
+    play.erase(2)
+    assert play.states.marks["split"].tolist() == [1]
+    assert history(play.states)["spent_micro"].tolist() == [0]
+    plain = Play()
+    plain.say(event(1, 1, value=5), event(3, 2, value=7), event(500, 3))
+    plain.erase(4)
+    assert plain.states.marks["split"].tolist() == [0]
+
+
+def test_only_an_event_behind_a_settled_one_counts_as_overtaken() -> None:
+    capped = Play(settings(1, tail=2))
+    capped.say(*(event(hour, hour) for hour in (1, 2, 3, 4)))
+    assert capped.states.marks[["overtaken", "capped"]].tolist() == [(0, 2)]
+    capped.say(event(2.5, 98), event(1.5, 99))
+    assert capped.states.marks["overtaken"].tolist() == [1]
+    idle = Play(settings(2))
+    idle.say(*(event(hour, hour) for hour in (1, 50, 99)), idle=[False, True])
+    idle.say(event(3, 77, source=1), event(60, 78, source=1))
+    assert idle.states.marks[["overtaken", "capped"]].tolist() == [(1, 0)]
+    plain = Play(settings(2))
+    plain.say(*(event(hour, hour) for hour in (1, 50, 99)))
+    plain.say(event(3, 77, source=1), event(99, 78, source=1))
+    assert plain.states.marks["overtaken"].tolist() == [0]
+
+
 def test_place_of_an_erasure_among_the_events_of_a_batch_does_not_matter() -> None:
     told = [Record(0, i, "ada", e.record_ms, e) for i, e in enumerate([event(1, 1), event(3, 2)])]
     erase = Record(0, 2, "ada", START_MS + 2 * HOUR_MS, None)

@@ -1,4 +1,4 @@
-"""Bytes of a state: they come back, damage is found, and version 1 is read for ever."""
+"""Bytes of a state: they come back, damage is found, and every version is read for ever."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from featurestore.blob import HEADER, VERSION
 from featurestore.columns import EVENT, NO_TIME
 from featurestore.digest import EXACT, Digest, exact_fields
 from featurestore.errors import StateFormatError
-from featurestore.state import SEEN, STATE, States, history
+from featurestore.state import MARKS, SEEN, STATE, States, history
 from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of, in_time, play, settings
 from tests.featurestore.test_vector import plain_log
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "state-v1.json"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def some_states(seed: int) -> States:
@@ -40,6 +40,7 @@ def assert_equal(one: States, other: States) -> None:
         assert a.starts.tolist() == b.starts.tolist()
         assert a.values.tobytes() == b.values.tobytes()
     assert one.erased_ms.tolist() == other.erased_ms.tolist()
+    assert one.marks.tobytes() == other.marks.tobytes()
 
 
 def test_states_come_back_from_their_bytes() -> None:
@@ -96,10 +97,13 @@ def test_damage_is_refused_and_names_the_user(data: st.DataObject) -> None:
         States.decode(states.users, blobs)
 
 
-def test_unknown_version_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("version", "said"), [(0, "unknown version"), (VERSION + 1, "run the newer version")]
+)
+def test_unknown_version_is_refused(version: int, said: str) -> None:
     blob = bytearray(States.empty(["ada"]).encode()[0])
-    blob[0] = VERSION + 1
-    with pytest.raises(StateFormatError, match="unknown version"):
+    blob[0] = version
+    with pytest.raises(StateFormatError, match=said):
         States.decode(["ada"], [bytes(blob)])
 
 
@@ -124,18 +128,36 @@ def told(states: States, u: int) -> dict[str, list[int]]:
         "ids": states.ids.row(u)["id_lo"].tolist(),
         "ring": states.ring.row(u)["time_ms"].tolist(),
         "erased": [int(states.erased_ms[u])],
+        "marks": [int(states.marks[u][name]) for name in MARKS.names or ()],
         "decayed": np.round(states.head["decayed"][u] * 1000).astype(int).reshape(-1).tolist(),
         "buckets": np.round(states.head["buckets"][u] * 1000).astype(int).reshape(-1).tolist(),
     }
 
 
-def test_version_1_is_read_for_ever() -> None:
-    golden = json.loads(GOLDEN.read_text())
-    assert len(golden) >= 5
-    users = [row["user"] for row in golden]
-    states = States.decode(users, [base64.b64decode(row["state"]) for row in golden])
-    for u, row in enumerate(golden):
-        assert told(states, u) == row["told"]
+def golden(version: int) -> tuple[list[str], list[bytes], list[dict[str, list[int]]]]:
+    rows = json.loads((GOLDEN / f"state-v{version}.json").read_text())
+    blobs = [base64.b64decode(row["state"]) for row in rows]
+    return [row["user"] for row in rows], blobs, [row["told"] for row in rows]
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_every_version_is_read_for_ever_and_rolled_forward(version: int) -> None:
+    users, blobs, wanted = golden(version)
+    assert len(users) >= 5
+    assert {blob[0] for blob in blobs} == {version}
+    states = States.decode(users, blobs)
+    written = states.encode()
+    assert {blob[0] for blob in written} == {VERSION}
+    for read in (states, States.decode(users, written)):
+        for u, told_then in enumerate(wanted):
+            assert told_then.items() <= told(read, u).items()
+
+
+def test_versions_may_stand_side_by_side() -> None:
+    old, blobs, _ = golden(1)
+    new = States.decode(old, blobs).encode()
+    mixed = [blob if u % 2 else new[u] for u, blob in enumerate(blobs)]
+    assert States.decode([*old, "nobody"], [*mixed, None]).encode()[:-1] == new
 
 
 def test_digest_does_not_depend_on_order_or_pages_and_knows_every_exact_field() -> None:
