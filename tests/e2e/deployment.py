@@ -74,12 +74,12 @@ def environment(settings: Settings) -> dict[str, str]:
 class WorkerProcess:
     """One worker as a supervisor would run it, its log in a file."""
 
-    def __init__(self, settings: Settings, log: Path, **more: str) -> None:
+    def __init__(self, settings: Settings, log: Path, root: Path = ROOT, **more: str) -> None:
         self.log = log
         self._output: IO[bytes] = log.open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streams.app"],
-            cwd=ROOT,
+            cwd=root,  # of the code that runs: another version's, in a rolling restart
             env={**os.environ, **environment(settings), **more},
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -162,7 +162,7 @@ class Deployment:
         return self.settings.kafka.sources
 
     def start(self, name: str = "w0", **more: str) -> WorkerProcess:
-        worker = WorkerProcess(self.settings, self.folder / f"{name}.log", **more)
+        worker = WorkerProcess(self.settings, self.folder / f"{name}.log", ROOT, **more)
         self.workers[name] = worker
         return worker
 
