@@ -25,6 +25,7 @@ from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
 from scoring.generation import Generation, load
 from scoring.scorer import Scorer
+from streams import crashpoints
 from streams.codec import Codec
 from streams.errors import LogTruncated, Stale
 from streams.kafkalog import KafkaLog
@@ -150,6 +151,7 @@ async def backfill_files(
         )
         if result.outcome != "OK":
             raise Stale(f"partition {p} of store {pipeline.store.name!r}: {result.outcome}")
+        crashpoints.passing("backfill_step")
         done.watermarks[p] = result.watermark
         done.events += batch.size
         done.counts.update(result.counts)
@@ -239,6 +241,7 @@ def _job(
         answers.put((number, (events, total or events)))
 
     async def work() -> Replayed:
+        crashpoints.arm()
         redis = RedisStore(settings.store, name=store)
         try:
             pipeline = builder(redis, settings, load(generation_files))

@@ -17,7 +17,7 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
 from featurestore.store import Claim, Watermark
-from streams import sweep
+from streams import crashpoints, sweep
 from streams.emit import Parked, Published
 from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
@@ -64,6 +64,7 @@ class Claims:
         around, p = self._around, self._partition
         pipeline = await around.pipeline_for(p)
         claim = await pipeline.store.claim(p)
+        crashpoints.passing("claim_token")
         self._still_ours()
         around.metrics.claims.inc()
         self._say_generation(pipeline.generation)
@@ -84,6 +85,7 @@ class Claims:
             self._progressed,
         )
         await publisher.start()
+        crashpoints.passing("claim_producer")
         try:
             self._still_ours()
             held = Held(
@@ -119,6 +121,7 @@ class Claims:
         await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
         self._still_ours()
         self._begin_at(mark, bounds, asked)
+        crashpoints.passing("claim_published")
         await self._reconcile(claim, published, held)
         log.info(
             "partition claimed",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurestore.store import CommitOutcome, Watermark
-from streams import sweep
+from streams import crashpoints, sweep
 from streams.emit import Parked
 from streams.errors import Fenced, Stale
 from streams.intake import Taken
@@ -106,6 +106,7 @@ class Held:
             )
             self.watermark = mark = done.watermark
             waiting.append(Waiting(mark.identity, mark.positions, done.updates))
+            crashpoints.passing("make_good_page")
         waiting[-1].parked += roll.parked
         self.rollback = None
         for commit in waiting:

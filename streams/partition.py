@@ -29,6 +29,7 @@ from featurestore.errors import (
 )
 from featurestore.store import Watermark
 from scoring.errors import ScoringError
+from streams import crashpoints
 from streams.claim import Claims
 from streams.delivery import Segment
 from streams.emit import Parked
@@ -323,6 +324,7 @@ class Owner:
             )
 
     def _committed(self, held: Held, taken: Taken, done: Processed, began: float) -> None:
+        crashpoints.passing("before_ack")
         self._intake.commit(taken, done.watermark.clocks)
         self._upkeep.idle.committed(taken.counts)
         held.advance(done, _parked(taken, done))

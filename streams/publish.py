@@ -24,6 +24,7 @@ from aiokafka.errors import KafkaError, ProducerFenced  # type: ignore[import-un
 
 from featurestore.errors import FeatureStoreError
 from featurestore.store import FeatureStore, Identity
+from streams import crashpoints
 from streams.connection import aiokafka_options, stop
 from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
 from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
@@ -210,6 +211,7 @@ class Publisher:
         last = commits[-1]
         documents = latest([c.updates for c in commits])
         letters = [await self._raw(p) for c in commits for p in c.parked]
+        crashpoints.passing("before_publish")
         began = time.monotonic()
         await asyncio.wait_for(self._transact(documents, letters, last), _TRANSACTION_S)
         done = time.monotonic()
@@ -223,8 +225,10 @@ class Publisher:
             self.users -= _weight(commit)
         self.published = last.identity
         self._progressed()
+        crashpoints.passing("before_trim")
         if not await self._store.trim(self.partition, self._token, last.identity):
             raise Fenced(f"partition {self.partition} was claimed by another worker")
+        crashpoints.passing("after_trim")
 
     async def _transact(
         self, documents: dict[str, bytes], letters: list[Parked], last: Waiting
@@ -271,6 +275,7 @@ class Publisher:
         mark = Published(last.identity, last.positions, self._log_id, self._store.name)
         await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*sent)
+        crashpoints.passing("in_transaction")
         await producer.commit_transaction()
 
     async def _raw(self, parked: Parked) -> Parked:

@@ -18,6 +18,7 @@ from featurestore.state import States
 from featurestore.store import FeatureStore, Watermark
 from scoring.generation import Generation
 from scoring.scorer import Scorer
+from streams import crashpoints
 from streams.codec import Codec, merge
 from streams.deadletter import Rejected
 from streams.errors import Stale
@@ -179,6 +180,7 @@ async def _fold(step: Step, pipeline: Pipeline, token: str, done: Replayed) -> N
             f"partition {step.partition} of store {pipeline.store.name!r} was moved by another "
             f"writer ({result.outcome}): stop it, or name another store"
         )
+    crashpoints.passing("backfill_step")
     done.watermarks[step.partition] = result.watermark
     done.events += step.batch.size + len(step.rejected)
     done.counts.update(result.counts)

@@ -18,7 +18,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.store import CommitOutcome, FeatureStore, Watermark
 from scoring.errors import ScoringError
 from scoring.generation import Generation
-from streams import sweep
+from streams import crashpoints, sweep
 from streams.codec import Codec
 from streams.errors import Stale, StreamsError
 from streams.kafkalog import KafkaLog
@@ -126,7 +126,9 @@ class Succession:
         except _OTHERS as error:
             self._not_yet(error)
             return
+        crashpoints.passing("before_flip")
         outcome = await ready.flip(active, token)
+        crashpoints.passing("after_flip")
         if outcome is not CommitOutcome.OK:
             raise Stale(f"partition {self._partition} was not flipped: {outcome}")
         log.info("store flipped", extra={"partition": self._partition, "store": self._name})

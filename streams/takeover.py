@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from featurestore.store import CommitOutcome, FeatureStore, Watermark
 from scoring.generation import Generation
+from streams import crashpoints
 from streams.backfill import builder
 from streams.codec import Codec
 from streams.errors import Stale
@@ -43,6 +44,7 @@ class Takeover:
         it was built with other settings than ours.
         """
         claim = await other.claim(partition)
+        crashpoints.passing("takeover_claimed")
         if claim.watermark is None:
             raise Stale(
                 f"store {other.name!r} holds nothing of partition {partition}: build it first "

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
 from featurestore.store import Watermark
-from streams import sweep
+from streams import crashpoints, sweep
 from streams.errors import Fenced, Stale
 from streams.gap import LogReader
 from streams.held import REFRESH_USERS, Held
@@ -156,6 +156,7 @@ class Upkeep:
             # Not behind what the store that served before has said of silent users.
             self._now_ms(mark),
         )
+        crashpoints.passing("sweep_page")
         held.demand(done)
         held.advance(done)
         self._wake()
