@@ -1,0 +1,68 @@
+"""The parts of `make chaos` that need no servers; the whole is tests/e2e/test_faults.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+from benchmarks.chaos import load, report
+from benchmarks.chaos.auditor import Audit
+from benchmarks.chaos.runner import LONG, Result, Scenario
+from streams.settings import KafkaSettings
+
+KAFKA = KafkaSettings(partitions=4, max_record_bytes=load.MAX_RECORD_BYTES)
+
+
+def result(**found: Any) -> Result:
+    scenario = Scenario(seed=7, faults=LONG)
+    done = Counter(LONG)
+    return Result(scenario, Audit(**found), 0, done, [1200], 1, 0, Counter(), 1.0, 1.0)
+
+
+def test_the_load_holds_every_kind_of_message_in_its_share() -> None:
+    messages = list(islice(load.messages(500, 1, KAFKA), 20_000))
+    kinds = Counter(message.kind for message in messages)
+    assert kinds.keys() == {"plain", *load.MIX}
+    for kind, share in load.MIX.items():
+        assert 0.7 * share < kinds[kind] / len(messages) < 1.3 * share
+    assert Counter(message.source for message in messages).keys() == {0, 1, 2}
+
+
+def test_the_load_is_the_same_for_the_same_seed_only() -> None:
+    one, same, other = (list(islice(load.messages(9, s, KAFKA), 300)) for s in (1, 1, 2))
+    assert one == same != other
+
+
+def test_any_count_that_must_be_zero_makes_a_run_unclean() -> None:
+    assert result().clean
+    for name in Audit().faults():
+        assert not result(**{name: 1}).clean
+
+
+def test_the_line_begins_with_the_promised_fields_and_counts_faults_that_kill() -> None:
+    line = result(records=200_000, lost=2).line()
+    assert list(line)[:6] == [
+        *("events", "kills", "lost", "applied_twice", "outputs_missing", "outputs_twice")
+    ]
+    assert (line["events"], line["kills"], line["lost"]) == (200_000, 41, 2)
+
+
+def test_a_row_has_a_cell_for_each_column_and_names_every_fault() -> None:
+    row = report.row(result(records=200_000))
+    assert row.count("|") == report.header().splitlines()[0].count("|")
+    for said in ("24 kill", "4 zombie", "5 redis", "4 rollback", "4 broker", "1,200"):
+        assert said in row
+
+
+def test_an_unknown_fault_is_refused_with_the_names_of_those_there_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.chaos", "--faults", "flood=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "'flood' is none of kill, zombie, redis" in done.stderr
