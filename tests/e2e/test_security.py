@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -195,9 +196,9 @@ def test_kafka_refuses_and_names_the_setting(place: Place) -> None:
         "cert_file": str(certificates.stranger.certificate),
         "key_file": str(certificates.stranger.key),
     }
-    wrong = {"password": SecretStr("wrong-secret")}
-    nobody = {"username": "nobody", "password": SecretStr(PASSWORDS["nobody"])}
-    reader = {"username": "reader", "password": SecretStr(PASSWORDS["reader"])}
+    wrong: dict[str, Any] = {"password": SecretStr("wrong-secret")}
+    nobody: dict[str, Any] = {"username": "nobody", "password": SecretStr(PASSWORDS["nobody"])}
+    reader: dict[str, Any] = {"username": "reader", "password": SecretStr(PASSWORDS["reader"])}
     for kafka, says in [
         (place.log(ca_file=str(certificates.other_authority)), "KAFKA__CA_FILE"),
         (place.log(ca_file=""), "KAFKA__CA_FILE"),
@@ -247,8 +248,6 @@ def test_redis_refuses_and_names_the_setting(place: Place) -> None:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    import re
-
     return re.search(pattern, text) is not None
 
 

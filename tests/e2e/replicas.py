@@ -1,0 +1,218 @@
+"""Small sets of Valkey nodes on loopback that replace one another: Sentinel and Cluster.
+
+Nodes keep nothing on disk: what a failover must live without is what the replica has not got.
+Every node ends with the `with` block.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from livevalue.embedded.ports import LOOPBACK, free
+from tests.contract.deployments import valkey
+
+MASTER = "shop"
+# Long enough for a starved machine, short enough for a test; Sentinel's default is 30 s.
+_DOWN_MS = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """One process."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=2.0)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Nodes:
+    """The processes of a set, by port."""
+
+    folder: Path
+    running: dict[int, One] = field(default_factory=dict)
+    _taken: set[int] = field(default_factory=set)
+
+    def port(self) -> int:
+        self._taken.add(found := free(self._taken))
+        return found
+
+    def start(self, port: int, *options: str, config: Path | None = None) -> One:
+        place = self.folder / str(port)
+        place.mkdir(exist_ok=True)
+        words = [str(valkey()), *([str(config)] if config else [])]
+        if config is None:
+            words += ["--bind", LOOPBACK, "--port", str(port), "--dir", str(place)]
+            words += ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+            words += ["--maxmemory-policy", "noeviction"]
+        with (place / "log").open("ab") as log:
+            process = subprocess.Popen([*words, *options], stdout=log, stderr=log, cwd=place)
+        one = self.running[port] = One(port, process)
+        wait_for(lambda: bool(one.client().ping()), 10.0)
+        return one
+
+    def stop(self) -> None:
+        for one in self.running.values():
+            one.kill()
+
+
+def wait_for(true: Callable[[], bool], within_s: float) -> None:
+    """Wait until it is so; what a server that is not there raises counts as not yet."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            if true():
+                return
+        except (redis.RedisError, OSError):
+            pass
+        if time.monotonic() > until:
+            raise TimeoutError(f"not so within {within_s} s")
+        time.sleep(0.05)
+
+
+@dataclass
+class SentinelSet:
+    """A master, a replica and three Sentinels, of which two must agree."""
+
+    nodes: Nodes
+    sentinels: list[int]
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(f'{LOOPBACK}:{p}' for p in self.sentinels)}/{MASTER}"
+
+    def master(self) -> int:
+        """Port of the master, as a Sentinel says."""
+        for port in self.sentinels:
+            try:
+                found: Any = (
+                    self.nodes.running[port].client().sentinel_get_master_addr_by_name(MASTER)
+                )
+                return int(found[1])
+            except (redis.RedisError, OSError):
+                continue
+        raise TimeoutError("no Sentinel answers")
+
+
+@contextmanager
+def sentinel_set(folder: Path) -> Iterator[SentinelSet]:
+    nodes = Nodes(folder)
+    try:
+        master, replica = nodes.port(), nodes.port()
+        nodes.start(master)
+        nodes.start(replica, "--replicaof", LOOPBACK, str(master))
+        wait_for(lambda: replicas_of(nodes.running[master]) == 1, 15.0)
+        sentinels = []
+        for _ in range(3):
+            port = nodes.port()
+            path = folder / f"sentinel-{port}.conf"
+            path.write_text(
+                f"bind {LOOPBACK}\nport {port}\ndir {folder}\n"
+                f"sentinel monitor {MASTER} {LOOPBACK} {master} 2\n"
+                f"sentinel down-after-milliseconds {MASTER} {_DOWN_MS}\n"
+                f"sentinel failover-timeout {MASTER} 6000\n"
+            )
+            nodes.start(port, "--sentinel", config=path)
+            sentinels.append(port)
+        found = SentinelSet(nodes, sentinels)
+
+        def agreed() -> bool:
+            state: Any = nodes.running[sentinels[0]].client().sentinel_master(MASTER)
+            return int(state["num-other-sentinels"]) == 2 and int(state["num-slaves"]) == 1
+
+        wait_for(agreed, 20.0)
+        yield found
+    finally:
+        nodes.stop()
+
+
+def replicas_of(one: One) -> int:
+    """How many replicas a master feeds."""
+    state: Any = one.client().info("replication")
+    return sum(
+        1
+        for name, said in state.items()
+        if name.startswith("slave") and isinstance(said, dict) and said["state"] == "online"
+    )
+
+
+@dataclass
+class ClusterSet:
+    """Three masters with a replica each."""
+
+    nodes: Nodes
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://{','.join(f'{LOOPBACK}:{p}' for p in self.nodes.running)}"
+
+    def client(self) -> redis.RedisCluster:
+        up = [one for one in self.nodes.running.values() if one.process.poll() is None]
+        return redis.RedisCluster(host=LOOPBACK, port=up[0].port)
+
+    def owner(self, key: str) -> One:
+        """The master that holds a key."""
+        node = self.client().get_node_from_key(key)
+        assert node is not None
+        return self.nodes.running[int(node.port)]
+
+
+@contextmanager
+def cluster_set(folder: Path) -> Iterator[ClusterSet]:
+    nodes = Nodes(folder)
+    try:
+        ports = [nodes.port() for _ in range(6)]
+        buses = [nodes.port() for _ in range(6)]
+        for port, bus in zip(ports, buses, strict=True):
+            # The bus would take the port + 10,000, which may be no port at all.
+            options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
+            nodes.start(port, *options, "--cluster-node-timeout", str(_DOWN_MS))
+        clients = [nodes.running[port].client() for port in ports]
+
+        def say(client: redis.Redis, *words: Any) -> Any:
+            return client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+        for at, client in enumerate(clients):
+            say(client, "CLUSTER", "SET-CONFIG-EPOCH", at + 1)
+        for client in clients:
+            for port, bus in zip(ports, buses, strict=True):
+                say(client, "CLUSTER", "MEET", LOOPBACK, port, bus)
+        names = [say(client, "CLUSTER", "MYID").decode() for client in clients]
+        wait_for(lambda: all(int(_info(c)["cluster_known_nodes"]) == 6 for c in clients), 20.0)
+        bounds = [0, 5461, 10923, 16384]
+        for at in range(3):
+            say(clients[at], "CLUSTER", "ADDSLOTSRANGE", bounds[at], bounds[at + 1] - 1)
+            wait_for(lambda at=at: _follow(say, clients[at + 3], names[at]), 10.0)  # type: ignore[misc]
+
+        def whole() -> bool:
+            fed = all(replicas_of(nodes.running[port]) == 1 for port in ports[:3])
+            return fed and all(_info(c)["cluster_state"] == "ok" for c in clients)
+
+        wait_for(whole, 30.0)
+        yield ClusterSet(nodes)
+    finally:
+        nodes.stop()
+
+
+def _info(client: redis.Redis) -> dict[str, str]:
+    found: dict[str, str] = client.cluster("info")
+    return found
+
+
+def _follow(say: Callable[..., Any], client: redis.Redis, master: str) -> bool:
+    return bool(say(client, "CLUSTER", "REPLICATE", master))
