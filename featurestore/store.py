@@ -197,6 +197,22 @@ class FeatureStore(Protocol):
         """
         ...
 
+    def sibling(self, name: str) -> FeatureStore:
+        """Another store of this deployment, over the same connections; closed with this one."""
+        ...
+
+    async def others(self, partition: int) -> list[str]:
+        """Names of the stores that hold something of the partition and do not serve it."""
+        ...
+
+    async def forget(self, partition: int, rows: Sequence[tuple[str, bytes, bytes]]) -> int:
+        """Replace states (user, as read, as it shall be) of a store that does not serve.
+
+        A state that somebody has written since is left alone, as is all of a store that has come
+        to serve. -> states replaced.
+        """
+        ...
+
     async def drop(self, partition: int) -> int:
         """Delete this store's keys of the partition; refused for the active one. -> keys."""
         ...

@@ -11,11 +11,12 @@ little-endian length; they are joined and split only here. Times are integer mil
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ from streams import crashpoints
 from streams.deadletter import Reason, Rejected
 from streams.fingerprint import Fingerprint
 from streams.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<I")
 _PARKED = {
@@ -224,6 +227,8 @@ class Pipeline:
         writes += self._wipes(users, np.flatnonzero(erased))
         letters = _letters(batch, folded, rejected)
         crashpoints.passing("after_compute")
+        if batch.erases and self.publishes:
+            await self._forget_elsewhere(partition, batch)
         # One record cannot be halved: it goes through, the store's own limit is far higher.
         cap = capped and batch.size + len(batch.erases) + len(rejected) > 1
         done = await self._commit(partition, token, before, watermark, writes, letters, cap=cap)
@@ -385,6 +390,40 @@ class Pipeline:
             Write(user, join(state, score), b"" if self.publishes else None)
             for user, state, score in zip(states.users, states.encode(), scores, strict=True)
         ]
+
+    async def _forget_elsewhere(self, partition: int, batch: EventBatch) -> None:
+        """Erase in the stores that do not serve as well, before the erasure is committed.
+
+        They meet the erase record themselves once somebody feeds them; until then nothing of the
+        user is to lie there. A marker may come early: it drops what lies before it, in any order.
+        Whoever has records left after the erasure is left to that store's own reading.
+        """
+        erases = sorted(batch.erases, key=lambda erase: erase.record_ms)
+        last = {batch.users[erase.user]: erase for erase in erases}
+        for name in await self.store.others(partition):
+            other = self.store.sibling(name)
+            loaded = await other.load(partition, list(last))
+            held = [(u, row) for u, row in zip(last, loaded.states, strict=True) if row is not None]
+            users = [user for user, _ in held]
+            only = replace(
+                EventBatch.empty(),
+                users=users,
+                erases=[replace(last[user], user=i) for i, user in enumerate(users)],
+            )
+            try:
+                states = States.decode(users, [split(row)[0] for _, row in held])
+            except StateFormatError as error:
+                log.error(
+                    "not erased in a store that does not serve: drop it",
+                    extra={"partition": partition, "store": name, "error": str(error)},
+                )
+                continue
+            folded = fold(states, only, Clocks.start(len(self.settings.kafka.sources)), self._fold)
+            blobs = folded.states.encode()
+            # Without a carry: of whatever generation that store is, it starts anew.
+            gone = [(*held[i], join(blobs[i], b"")) for i in folded.erased]
+            if gone:
+                await other.forget(partition, gone)
 
     async def _commit(
         self,

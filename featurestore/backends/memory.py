@@ -230,6 +230,23 @@ class MemoryStore:
             shared.next = None
         return CommitOutcome.OK
 
+    def sibling(self, name: str) -> MemoryStore:
+        return MemoryStore(name, self.backing)
+
+    async def others(self, partition: int) -> list[str]:
+        shared = self.backing.partition(partition)
+        return sorted(n for n, f in shared.folds.items() if f.watermark and n != shared.active)
+
+    async def forget(self, partition: int, rows: Sequence[tuple[str, bytes, bytes]]) -> int:
+        fold = self._fold(partition)
+        if self.backing.partition(partition).active == self.name:
+            return 0
+        same = [(user, after) for user, read, after in rows if fold.states.get(user) == read]
+        fold.states.update(same)
+        for user, _ in same:
+            fold.due.pop(user, None)
+        return len(same)
+
     async def drop(self, partition: int) -> int:
         shared = self.backing.partition(partition)
         if shared.active == self.name:

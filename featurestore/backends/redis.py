@@ -251,6 +251,27 @@ class RedisStore:
         argv = [text.encode() for text in (token, other_token, self.name, other)]
         return CommitOutcome((await self._fcall(partition, "flip", keys, argv)).decode())
 
+    async def others(self, partition: int) -> list[str]:
+        names, serving = await self._ask(
+            partition,
+            [b"SMEMBERS", self._of(partition, "stores")],
+            [b"GET", self._of(partition, "active")],
+        )
+        return sorted(name.decode() for name in names if name != serving)
+
+    async def forget(self, partition: int, rows: Sequence[tuple[str, bytes, bytes]]) -> int:
+        own = self._own(partition, "s:")
+        users = [user.encode() for user, _, _ in rows]
+        keys = [
+            self._of(partition, "active"),
+            self._own(partition, "due"),
+            *(own + user for user in users),
+        ]
+        argv = [self.name.encode()]
+        for user, (_, read, after) in zip(users, rows, strict=True):
+            argv += [user, read, after]
+        return int(await self._fcall(partition, "forget", keys, argv))
+
     async def drop(self, partition: int) -> int:
         keys = [
             self._own(partition, "wm"),

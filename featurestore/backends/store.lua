@@ -235,6 +235,24 @@ local function drop(keys, argv)
   return gone
 end
 
+-- keys: active, due, then a state each. argv: store, then per state: user, as read, as it shall be.
+-- Erased users' states in a store that does not serve. -> how many were still as read.
+local function forget(keys, argv)
+  local wrong = mistyped({keys[1], 'string', keys[2], 'zset'})
+  if wrong then return wrong end
+  local replaced = 0
+  if redis.call('GET', keys[1]) == argv[1] then return replaced end
+  for i = 3, #keys do
+    local at = 3 * (i - 3) + 2
+    if redis.call('GET', keys[i]) == argv[at + 1] then
+      redis.call('SET', keys[i], argv[at + 2])
+      redis.call('ZREM', keys[2], argv[at])
+      replaced = replaced + 1
+    end
+  end
+  return replaced
+end
+
 -- keys: watermark, due, active, seq, outbox, ranking, stores, next, then keys of states and
 -- documents. argv: 1 token, 2 store, 3 'keep' | 'begin' | 'page' | 'end', 4 seq, 5 published
 -- identity as "seq:writer" or '', then names and values of the watermark's fields but seq.
@@ -281,4 +299,5 @@ redis.register_function{function_name = 'livevalue_claim_VERSION', callback = cl
 redis.register_function{function_name = 'livevalue_trim_VERSION', callback = trim, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevalue_flip_VERSION', callback = flip, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevalue_drop_VERSION', callback = drop, flags = {'allow-oom'}}
+redis.register_function{function_name = 'livevalue_forget_VERSION', callback = forget, flags = {'allow-oom'}}
 redis.register_function{function_name = 'livevalue_reset_VERSION', callback = reset, flags = {'allow-oom'}}

@@ -264,3 +264,21 @@ async def test_documents_of_nobody_are_none(deployment: Deployment) -> None:
     store = deployment.open()
     assert await store.documents(0, []) == []
     assert await store.documents(0, ["ada", "bob"]) == [None, None]
+
+
+async def test_a_state_of_a_store_that_does_not_serve_is_replaced_only_where_it_is_as_read(
+    deployment: Deployment,
+) -> None:
+    main, aside, *_ = await _side_by_side(deployment)
+    claim = await aside.claim(0)
+    assert claim.watermark is not None
+    later = mark(2, claim.token, claim.watermark.positions)
+    more = (write("bob", "b", due_ms=5), write("eve", "e", due_ms=5))
+    await commit(aside, claim, claim.watermark, *more, publishes=False, after=later)
+    assert await main.others(0) == await aside.others(0) == ["aside"]
+    rows = [("bob", b"state b", b"gone"), ("eve", b"another", b"gone"), ("nobody", b"", b"gone")]
+    assert await main.sibling("aside").forget(0, rows) == 1
+    assert (await aside.load(0, ["bob", "eve", "nobody"])).states == [b"gone", b"state e", None]
+    assert await aside.due(0, 9, 9) == ["eve"]
+    assert await main.forget(0, [("ada", b"state main 3", b"gone")]) == 0
+    assert (await main.load(0, ["ada"])).states == [b"state main 3"]

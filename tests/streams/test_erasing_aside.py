@@ -1,0 +1,100 @@
+"""An erasure reaches the stores that are kept for going back, before anybody feeds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from featurestore.backends.memory import Backing, MemoryStore
+from featurestore.columns import EventBatch
+from featurestore.state import States, history
+from featurestore.store import Claim, Watermark
+from scoring.generation import prior
+from scoring.scorer import Scorer
+from streams.pipeline import Pipeline, Positions, split
+from streams.replay import digest_of
+from streams.settings import Settings
+from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of
+from tests.featurestore.test_fold_rules import event
+
+ERASED = Record(0, 90, "ada", START_MS + 4 * HOUR_MS, None)
+PAST = [
+    Record(0, i, user, START_MS + i * HOUR_MS, event(i, i, value=1_000_000))
+    for i, user in enumerate(["ada", "bob", "ada"], 1)
+]
+
+
+class Side:
+    """One store with its pipeline, fed by hand."""
+
+    def __init__(self, name: str, backing: Backing, *, serves: bool) -> None:
+        settings = Settings()
+        scorer = Scorer(prior(settings.model), settings.model, settings.features)
+        self.store = MemoryStore(name, backing)
+        self.pipeline = Pipeline(self.store, scorer, settings, publishes=serves)
+        self.claim: Claim | None = None
+        self.watermark: Watermark | None = None
+        self.position = 0
+
+    async def take(self, records: Sequence[Record]) -> None:
+        if self.claim is None:
+            self.claim = await self.store.claim(0)
+        self.position += len(records)
+        sources = len(self.pipeline.settings.kafka.sources)
+        after = Positions((self.position,) * sources, ("",) * sources, "log", (False,) * sources)
+        batch: EventBatch = batch_of(records)
+        done = await self.pipeline.process(0, self.claim.token, self.watermark, after, batch, [])
+        assert done.outcome == "OK"
+        self.watermark = done.watermark
+
+    async def states(self, *users: str) -> States:
+        rows = (await self.store.load(0, users)).states
+        return States.decode(users, [None if row is None else split(row)[0] for row in rows])
+
+
+async def test_an_erased_users_history_lies_in_no_store_and_the_other_store_ends_the_same() -> None:
+    backing = Backing()
+    main, aside = Side("main", backing, serves=True), Side("aside", backing, serves=False)
+    await main.take(PAST)
+    await aside.take(PAST)
+    assert history(await aside.states("ada"))["orders"].tolist() == [2]
+
+    await main.take([ERASED])
+    forgotten = await aside.states("ada", "bob")
+    assert forgotten.known().tolist() == [False, True]
+    assert forgotten.erased_ms.tolist()[0] == ERASED.record_ms
+    assert not len(forgotten.tail.row(0)) and not len(forgotten.ring.row(0))
+
+    # What it had not read yet lies partly before the erasure, and partly after it.
+    rest = [
+        Record(0, 91, "ada", START_MS + 3 * HOUR_MS, event(3, 91, value=5)),
+        Record(0, 92, "ada", START_MS + 9 * HOUR_MS, event(9, 92, value=7)),
+    ]
+    await main.take(rest)
+    await aside.take([rest[0], ERASED, rest[1]])
+    assert (await aside.states("ada")).encode() == (await main.states("ada")).encode()
+    assert (await digest_of(aside.store, [0])).hex() == (await digest_of(main.store, [0])).hex()
+
+
+async def test_a_builder_erases_in_its_own_store_alone() -> None:
+    backing = Backing()
+    main, aside = Side("main", backing, serves=True), Side("aside", backing, serves=False)
+    await main.take(PAST)
+    await aside.take([*PAST, ERASED])
+    assert history(await main.states("ada"))["orders"].tolist() == [2]
+    await main.take([ERASED])
+    assert await main.store.document(0, "ada") is None
+
+
+async def test_a_damaged_store_aside_does_not_hold_up_the_erasure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backing = Backing()
+    main, aside = Side("main", backing, serves=True), Side("aside", backing, serves=False)
+    await main.take(PAST)
+    await aside.take(PAST)
+    backing.partition(0).folds["aside"].states["ada"] = b"damaged"
+    await main.take([ERASED])
+    assert (await main.states("ada")).known().tolist() == [False]
+    assert "drop it" in caplog.text
