@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGES := featurestore scoring streams livevalue
 LOCKS := requirements/base.txt requirements/train.txt requirements/dev.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
@@ -18,10 +19,10 @@ MINUTES ?= 30
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports contracts docs bench chaos soak lock clean
+.PHONY: help install demo test check lint types imports contracts docs bench chaos soak failover audit-deps lock clean
 
 help: ## What there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: $(STAMP) ## .venv with everything in it
 
@@ -49,9 +50,10 @@ test: install ## All tests, on an embedded Kafka and Valkey
 # TESTED=1 says that `make test` has just passed, so that CI does not run the tests twice.
 check: lint types imports contracts docs $(if $(TESTED),,test) ## Lint, types, import and data contracts, docs, tests
 
-lint: install ## Style and formatting
+lint: install ## Style, formatting, unsafe constructs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml $(PACKAGES)
 
 types: install ## mypy --strict, no package exempted
 	$(BIN)/mypy
@@ -74,6 +76,19 @@ chaos: install ## kill -9 at random moments, then count what was lost or doubled
 
 soak: install ## One worker under load for 30 minutes: memory and descriptors may not grow
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+failover: install ## Masters of Redis die under load, by Sentinel and in a cluster, ten times each
+	LIVEVALUE_FAILOVERS=10 LIVEVALUE_FAILOVER_EVENTS=4000 \
+		$(BIN)/python -m pytest -n 0 -s -o timeout=1800 tests/e2e/test_failover.py
+
+# Strict: without it pip-audit calls a package that its service does not answer for "no known
+# vulnerabilities" and ends with 0.
+audit-deps: install ## Known vulnerabilities of the locked packages; asks PyPI's service
+	@said=$$($(BIN)/pip-audit --strict --disable-pip --progress-spinner off --timeout 15 \
+		$(addprefix -r ,$(LOCKS)) 2>&1); code=$$?; echo "$$said" | tail -60; \
+	if echo "$$said" | grep -qE 'could not be audited|Max retries|ConnectionError|ServiceError|Timeout'; \
+	then echo "NOT AUDITED: the vulnerability service does not answer from here"; exit 1; fi; \
+	exit $$code
 
 lock: install ## Pin the newest versions that pyproject.toml allows
 	cd requirements && for set in base train dev; do \

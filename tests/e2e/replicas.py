@@ -167,7 +167,7 @@ class ClusterSet:
 
     def owner(self, key: str) -> One:
         """The master that holds a key."""
-        node = self.client().get_node_from_key(key)
+        node = self.client().get_node_from_key(key)  # type: ignore[no-untyped-call]
         assert node is not None
         return self.nodes.running[int(node.port)]
 

@@ -131,7 +131,8 @@ def test_a_cluster_failover_under_load_loses_and_doubles_nothing(
                 (new,) = _replicas(servers.nodes.running, old)
                 sent = _kill_behind(deployment, old, new, sent)
                 wait_for(lambda new=new: _is_master(new), 30)  # type: ignore[misc]
-                wait_for(lambda: deployment.look(servers.client()) is None, 30)
+                wait_for(lambda: bool(servers.client().ping()), 30)
+                deployment.look(servers.client())
                 deployment.settle()
                 bus = servers.nodes.port()
                 options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
