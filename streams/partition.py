@@ -33,7 +33,7 @@ from streams import crashpoints
 from streams.claim import Claims
 from streams.delivery import Segment
 from streams.emit import Parked
-from streams.errors import LogError, Misrouted, PublishError, StreamsError
+from streams.errors import LogError, Misrouted, PublishError, Stale, StreamsError
 from streams.gap import LogReader
 from streams.held import Held
 from streams.intake import Intake, Taken
@@ -69,6 +69,7 @@ class Owner:
         self._reader = LogReader(around.settings.kafka)
         self._wake = asyncio.Event()
         self._closing = False
+        self._doubted = ""  # why somebody doubts that the log is the one that we claimed on
         self._drain = False
         self._claims = Claims(
             partition, around, self._reader, self._intake, lambda: self._closing, self._wake.set
@@ -124,6 +125,16 @@ class Owner:
             if end > source.end:
                 source.end = end
                 self._wake.set()
+
+    def doubt(self, why: str) -> None:
+        """Somebody has seen that the log is not what it was: claim again, which says what it is."""
+        self._doubted = why
+        self._wake.set()
+
+    @property
+    def log_id(self) -> str:
+        """Identity of the logs as the claim found it; "" without a claim."""
+        return self._held.log_id if self._held else ""
 
     @property
     def stopped(self) -> bool:
@@ -241,6 +252,9 @@ class Owner:
             self.moved_s = max(self.moved_s, held.moved_s)
             if publisher.error is not None:
                 raise publisher.error
+            if self._doubted:
+                why, self._doubted = self._doubted, ""
+                raise Stale(why)
             if self._closing:
                 if self._drain and held.rollback is None:
                     await self._drained(publisher)

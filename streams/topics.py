@@ -195,6 +195,17 @@ def topic_ids(settings: Settings) -> dict[str, str]:
     return {name: found[name].id for name in settings.kafka.sources}
 
 
+def sources_found(settings: Settings) -> dict[str, tuple[str, int]]:
+    """(UUID, partitions) of each source topic that the broker has."""
+    with _admin(settings.kafka) as admin:
+        found = _found(admin, settings.kafka)
+    return {
+        name: (found[name].id, found[name].partitions)
+        for name in settings.kafka.sources
+        if name in found
+    }
+
+
 def partition_counts(kafka: KafkaSettings) -> dict[str, int]:
     """Partitions of each source as it is on the broker; TopicError where one is missing."""
     with _admin(kafka) as admin:

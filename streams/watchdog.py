@@ -1,8 +1,12 @@
 """The watchdog: a worker that does not get on exits non-zero, so that a supervisor starts it anew.
 
 Kafka consumers can go silent while they look healthy. Per partition: lag (last stable offset,
-asked of the broker, minus watermark) with a watermark that has not moved for `stall_s`. For the
-worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready"), no
+asked of the broker, minus watermark) with a watermark that has not moved for `stall_s`; a log that
+was made again or cut below the watermark, of which a consumer says nothing (it begins anew at
+offset 0, and everything below the watermark passes for a repeat): the owner then claims again, and
+its claim says what to run. For the
+worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready") or have
+more partitions than the settings say, no
 group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
 every partition halted. Halted partitions are no lag: waiting would not help them.
 """
@@ -16,6 +20,7 @@ from collections.abc import Callable, Mapping
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
+from streams import topics
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
 from streams.partition import Owner
@@ -83,7 +88,7 @@ class Watchdog:
         self._look_at_coordinator(now, stall_s)
         if now - self._topics_s > _TOPICS_EVERY_S:
             self._topics_s = now
-            await self._look_for_topics(now)
+            await self._look_for_topics(now, live)
         if live and now - self._ends_s > _ENDS_EVERY_S:
             self._ends_s = now
             await self._look_for_ends(live)
@@ -97,11 +102,12 @@ class Watchdog:
                 f"{stall_s:g} s: start the worker again; if it lasts, restart the broker"
             )
 
-    async def _look_for_topics(self, now: float) -> None:
-        there = await self._reader.topics()
+    async def _look_for_topics(self, now: float, live: Mapping[int, Owner]) -> None:
+        there = await asyncio.to_thread(topics.sources_found, self._settings)
         gone = [t for t in self._settings.kafka.sources if t not in there]
         if not gone:
             self._missing_since = None
+            self._compare(there, live)
             return
         # Metadata can be incomplete while a broker starts; twice in a row it is not.
         self._missing_since = self._missing_since or now
@@ -111,9 +117,31 @@ class Watchdog:
                 "`livevalue topics --apply`, then see `livevalue recover --help`"
             )
 
+    def _compare(self, there: Mapping[str, tuple[str, int]], live: Mapping[int, Owner]) -> None:
+        """The topics are there: are they those that we read?"""
+        kafka = self._settings.kafka
+        more = [f"{t} ({there[t][1]})" for t in kafka.sources if there[t][1] != kafka.partitions]
+        if more:
+            self._give_up(
+                f"LIVEVALUE_KAFKA__PARTITIONS is {kafka.partitions}, yet the broker now counts "
+                f"otherwise: {', '.join(more)}. Users have moved to other partitions: make new "
+                "topics with that number, and build a store from archive and log "
+                "(`livevalue backfill --help`)"
+            )
+            return
+        ids = ",".join(there[t][0] for t in kafka.sources)
+        for owner in live.values():
+            if owner.log_id not in ("", ids):
+                owner.doubt("a topic was made again under a running worker")
+
     async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
         sources = self._settings.kafka.sources
         tps = [TopicPartition(t, p) for p in live for t in sources]
+        # Before the ends are asked for: what is committed meanwhile may lie beyond the answer.
+        stood = {p: o.watermark.positions for p, o in live.items() if o.watermark is not None}
         bounds = await self._reader.bounds(tps)
         for p, owner in live.items():
-            owner.saw_end([bounds[TopicPartition(t, p)].end for t in sources])
+            ends = [bounds[TopicPartition(t, p)].end for t in sources]
+            if any(at > end for at, end in zip(stood.get(p, ()), ends, strict=False)):
+                owner.doubt(f"the log of partition {p} ends at {ends}, before the watermark")
+            owner.saw_end(ends)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka import TopicPartition as KafkaPython
 from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
@@ -57,6 +59,34 @@ async def test_a_read_reaches_its_end_over_markers_and_aborted_records(
     assert await reader.read(topic, 7, 7, 10) == ([], 7)
 
 
+async def test_single_records_are_read_in_runs_and_what_is_gone_is_left_out(
+    stack: Stack, topic: TopicPartition, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await produce(stack, topic, (300, True), (40, False), (300, True))
+    reads: list[tuple[int, int]] = []
+    read = LogReader.read
+
+    async def counted(self: LogReader, tp: TopicPartition, low: int, high: int, most: int) -> Any:
+        reads.append((low, high))
+        return await read(self, tp, low, high, most)
+
+    monkeypatch.setattr(LogReader, "read", counted)
+    # 300 and 341 are markers, 320 was aborted.
+    wanted = [*range(0, 640, 5), 320, 641]
+    found = await reader.these(topic, reversed(wanted))
+    assert sorted(found) == [n for n in wanted if n < 300 or 342 <= n < 642]
+    assert all(record.offset == offset for offset, record in found.items())
+    assert len(reads) == 1
+    # Without the log's beginning: what it still holds.
+    reads.clear()
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    admin.delete_records({KafkaPython(topic.topic, 0): 350})
+    admin.close()
+    assert sorted(await reader.these(topic, [5, 10, 345, 350, 360])) == [350, 360]
+    assert len(reads) <= 3
+    assert await reader.these(topic, []) == {}
+
+
 async def test_the_last_record_is_found_behind_any_number_of_aborted_ones(
     stack: Stack, topic: TopicPartition, reader: LogReader
 ) -> None:
@@ -94,7 +124,7 @@ async def test_what_retention_deleted_is_an_error_and_never_skipped(
 async def test_a_broker_that_is_not_there_is_unavailable_and_names_the_address() -> None:
     reader = LogReader(KafkaSettings(bootstrap="127.0.0.1:9"))
     with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:9"):
-        await reader.topics()
+        await reader.bounds([TopicPartition("events", 0)])
 
 
 async def test_stopping_a_reader_at_once_does_not_cancel_who_stops_it(stack: Stack) -> None:

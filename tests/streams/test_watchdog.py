@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
+from aiokafka import TopicPartition  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
+from streams import topics
+from streams.gap import Bounds, LogReader
 from streams.partition import Owner
+from streams.settings import Settings
 from streams.watchdog import Watchdog
 from tests.streams.owning import Owning, one_partition
 
@@ -74,3 +80,79 @@ async def test_a_group_without_a_coordinator_for_long_ends_the_worker(owning: Ow
     watched.dog._coordinated_s -= 2
     await watched.dog.look()
     assert "coordinator" in watched.said[0] and owning.settings.kafka.app in watched.said[0]
+
+
+async def test_a_topic_made_again_under_a_running_worker_halts_within_ten_seconds(
+    owning: Owning,
+) -> None:
+    watched = Watched(owning)
+    owner = watched.owners[0] = owning.own()
+    await owning.send(100)
+    await owning.settle()
+    watching = asyncio.create_task(watched.dog.run())
+    try:
+        await asyncio.to_thread(_make_again, owning.settings)
+        made = time.monotonic()
+        await owning.until(lambda: bool(owner.halted), 12.0)
+    finally:
+        watching.cancel()
+    assert time.monotonic() - made < 10
+    assert "made again" in owner.halted and "livevalue recover adopt" in owner.halted
+
+
+def _make_again(settings: Settings) -> None:
+    admin = KafkaAdminClient(**topics.connection(settings.kafka))
+    admin.delete_topics([settings.kafka.sources[0]])
+    admin.close()
+    until = time.monotonic() + 20
+    while topics.check(settings):
+        assert time.monotonic() < until
+        topics.apply(settings)
+        time.sleep(0.1)
+
+
+async def test_partitions_added_under_a_running_worker_end_it_with_the_setting_named(
+    owning: Owning,
+) -> None:
+    watched = Watched(owning)
+    watched.owners[0] = owning.own()
+    await owning.send(20)
+    await owning.settle()
+    await watched.dog.look()
+    assert watched.said == []
+
+    def add() -> None:
+        admin = KafkaAdminClient(**topics.connection(owning.settings.kafka))
+        admin.create_partitions({owning.settings.kafka.sources[0]: 2})
+        admin.close()
+
+    await asyncio.to_thread(add)
+    watched.dog._topics_s = 0.0
+    await watched.dog.look()
+    (said,) = watched.said
+    assert "LIVEVALUE_KAFKA__PARTITIONS is 1" in said and "(2)" in said
+
+
+async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(owning)
+    owner = watched.owners[0] = owning.own()
+    await owning.send(100)
+    await owning.settle()
+    read = LogReader.bounds
+
+    async def cut(self: LogReader, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Bounds]:
+        # A broker that lost its newest records answers like this.
+        found = await read(self, tps)
+        return {
+            tp: Bounds(at.start, min(at.end, 60)) if tp.topic.endswith("events") else at
+            for tp, at in found.items()
+        }
+
+    monkeypatch.setattr(LogReader, "bounds", cut)
+    watched.dog._ends_s = 0.0
+    await watched.dog.look()
+    await owning.until(lambda: bool(owner.halted), 10.0)
+    assert "ends at offset 60, yet 100 was folded" in owner.halted
+    assert "livevalue recover adopt" in owner.halted
