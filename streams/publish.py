@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -210,7 +210,7 @@ class Publisher:
         commits = list(self._queue)
         last = commits[-1]
         documents = latest([c.updates for c in commits])
-        letters = [await self._raw(p) for c in commits for p in c.parked]
+        letters = await self._raw([p for c in commits for p in c.parked])
         crashpoints.passing("before_publish")
         began = time.monotonic()
         await asyncio.wait_for(self._transact(documents, letters, last), _TRANSACTION_S)
@@ -278,13 +278,24 @@ class Publisher:
         crashpoints.passing("in_transaction")
         await producer.commit_transaction()
 
-    async def _raw(self, parked: Parked) -> Parked:
-        """With its record, from memory or read again from the log."""
-        if parked.record is not None or parked.sought:
-            return parked
-        letter = parked.letter
-        tp = TopicPartition(self._kafka.sources[letter.source], self.partition)
-        return replace(parked, record=await self._reader.at(tp, letter.offset), sought=True)
+    async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:
+        """With their records, from memory or read again from the log."""
+        missing: dict[int, list[int]] = {}
+        for one in parked:
+            if one.record is None and not one.sought:
+                missing.setdefault(one.letter.source, []).append(one.letter.offset)
+        found = {
+            source: await self._reader.these(
+                TopicPartition(self._kafka.sources[source], self.partition), offsets
+            )
+            for source, offsets in missing.items()
+        }
+        return [
+            one
+            if one.record is not None or one.sought
+            else replace(one, record=found[one.letter.source].get(one.letter.offset), sought=True)
+            for one in parked
+        ]
 
 
 def _weight(commit: Waiting) -> int:
