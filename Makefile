@@ -19,7 +19,7 @@ MINUTES ?= 30
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports contracts docs bench chaos soak failover audit-deps lock clean
+.PHONY: help install demo test check lint types imports contracts docs bench chaos crashes soak failover audit-deps lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -73,6 +73,9 @@ bench: install ## Throughput and latency, into benchmarks/results/latest.json
 
 chaos: install ## kill -9 at random moments, then count what was lost or doubled (CHAOS="--help")
 	$(BIN)/python -m benchmarks.chaos $(CHAOS)
+
+crashes: install ## Let a worker die at each named point of the protocol, five times each
+	$(BIN)/python -m benchmarks.crashes $(CRASHES)
 
 soak: install ## One worker under load for 30 minutes: memory and descriptors may not grow
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

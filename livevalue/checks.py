@@ -7,6 +7,7 @@ and in one line what is well or what to do. What a failed check keeps from being
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.partitioner import NAMES, partition
 from featurestore.store import Meta
 from livevalue import __version__, running
-from streams import topics
+from streams import crashpoints, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings, Settings
 
@@ -52,6 +53,12 @@ def run_all(settings: Settings | None = None) -> Iterator[Check]:
         settings, origins = running.read()
         told = ", ".join(sorted(set(origins.values()))) or "defaults only"
         yield Check("settings", "ok", f"read from {told}")
+    if point := os.environ.get(crashpoints.VARIABLE):
+        yield Check(
+            "crash point",
+            "warning",
+            f"{crashpoints.VARIABLE}={point} lets a worker started from here die: unset it",
+        )
     yield from _log(settings)
     yield from _store(settings)
 

@@ -312,6 +312,14 @@ def test_doctor_says_what_is_well(run: Run, deployed: dict[str, str]) -> None:
     assert {check["status"] for check in checks.values()} == {"ok"}
 
 
+def test_doctor_warns_of_an_armed_crash_point(run: Run, deployed: dict[str, str]) -> None:
+    done = run("doctor", "--json", "-", **deployed, LIVEVALUE_CRASH="after_commit:3")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0, done.stdout
+    assert checks["crash point"]["status"] == "warning"
+    assert "LIVEVALUE_CRASH=after_commit:3" in checks["crash point"]["message"]
+
+
 def test_doctor_finds_the_producers_partitioner(run: Run, deployed: dict[str, str]) -> None:
     users = [f"u{i}" for i in range(12)]
     as_crc32 = {**deployed, "LIVEVALUE_KAFKA__PARTITIONER": "crc32"}
