@@ -32,6 +32,7 @@ from scoring.generation import Generation
 from scoring.history import DAY, History, NetBy, Window, before
 from scoring.interface import Prediction
 from scoring.metrics import METRICS, Values, auc, brier, cover80
+from scoring.settings import TrainingSettings
 from scoring.trainable import TRAINED
 
 Population = Literal["all", "buyers", "prospects"]
@@ -61,6 +62,8 @@ class Question:
     population: Population = "all"
     seeds: int = 1
     draws: int = 400  # of the bootstrap
+    # of what trains; its seed is the first one
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +256,9 @@ class _Judge:
         examples = self._examples(horizons) if kind.trains else None
         for seed in range(self._question.seeds if kind.seeded else 1):
             began = time.perf_counter()
-            generation = kind.make(examples, horizons, seed)
+            training = self._question.training
+            how = training.model_copy(update={"seed": training.seed + seed})
+            generation = kind.make(examples, horizons, how)
             trained = time.perf_counter() - began
             made = score(generation, rows)
             n_train = len(examples) if examples is not None else 0

@@ -154,7 +154,7 @@ class ExampleBuilder:
         newest = max([*times, *(e.record_ms for e in batch.erases)], default=0)
         while part.next < len(self._cutoffs) and self._cutoffs[part.next] <= newest:
             cut = int(self._cutoffs[part.next])
-            before, batch = _split(batch, cut)
+            before, batch = split(batch, cut)
             self._fold(part, before)
             self._take(part, cut)
         self._fold(part, batch)
@@ -390,7 +390,7 @@ class _Labels:
         return found
 
 
-def _split(batch: EventBatch, cut: int) -> tuple[EventBatch, EventBatch]:
+def split(batch: EventBatch, cut: int) -> tuple[EventBatch, EventBatch]:
     """What reached the log before `cut`, and the rest; users stay numbered as they are."""
     early = batch.log_ms < cut
     return (

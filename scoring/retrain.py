@@ -35,7 +35,7 @@ from scoring.errors import RegistryError, ScoringError, TooLittleData
 from scoring.examples import DAY_MS, ExampleBuilder, Examples, Log, rolling_cutoffs
 from scoring.generation import Generation, prior
 from scoring.registry import Registry
-from scoring.settings import ModelSettings
+from scoring.settings import ModelSettings, TrainingSettings
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
 Values = npt.NDArray[np.float64]
@@ -101,14 +101,14 @@ async def retrain(
     registry: Registry,
     *,
     settings: RetrainSettings | None = None,
-    training: Any = None,
+    training: TrainingSettings | None = None,
     unit: str = "",
     promote: bool = True,
     progress: Progress | None = None,
 ) -> RetrainReport:
     """Train on `log` (called twice: it is read once to see its ends, once to fold it).
 
-    `training`: a scoring.training.TrainingSettings. `promote` False publishes only.
+    `promote` False publishes only.
     """
     settings = settings or RetrainSettings()
     tell = progress or (lambda stage, done, total: None)
@@ -167,7 +167,11 @@ def fold_log(
 
 
 def _train(
-    examples: Examples, training: Any, settings: RetrainSettings, unit: str, tell: Progress
+    examples: Examples,
+    training: TrainingSettings | None,
+    settings: RetrainSettings,
+    unit: str,
+    tell: Progress,
 ) -> tuple[Generation, Examples]:
     """(generation, held-out rows that it was not trained on)."""
     try:
@@ -177,7 +181,7 @@ def _train(
             "retrain needs torch: install the package with its extra `train`"
         ) from error
 
-    chosen = training or trainer.TrainingSettings(seed=settings.seed)
+    chosen = training or TrainingSettings(seed=settings.seed)
     trained = trainer.train(examples, chosen, tell)
     made = trainer.generation(
         trained, examples, unit=unit, calibrate_on=trainer.newest(examples, settings.windows)

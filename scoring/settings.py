@@ -1,4 +1,4 @@
-"""Settings of the models and of their registry."""
+"""Settings of the models, of their training and of their registry. Loads no torch."""
 
 from __future__ import annotations
 
@@ -50,3 +50,25 @@ class ModelSettings(BaseModel):
         if not value or value[0] != 0 or list(value) != sorted(set(value)):
             raise ValueError("must begin at 0, and each be above the one before")
         return value
+
+
+class TrainingSettings(BaseModel):
+    """How the net is trained. The defaults train 24,000 users x 8 cut-offs within minutes.
+
+    `livevalue tune` searches for better ones on a log of one's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(32, ge=2, le=256, description="of one minGRU layer; past 32 gains nothing")
+    epochs: int | None = Field(
+        None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
+    )
+    patience: int = Field(4, ge=1, description="epochs without a better held-out loss, at least")
+    users_per_batch: int = Field(256, ge=1, description="sequences in one step of the optimizer")
+    rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    decay: float = Field(1e-2, ge=0, description="weight decay of AdamW")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the head's first hidden layer")
+    held_out: float = Field(0.15, gt=0, lt=1, description="share of users for early stopping")
+    least_orders: int = Field(200, ge=1, description="active rows below which nothing is trained")
+    seed: int = Field(0, description="of the first weights, the order of users and who is held out")

@@ -12,22 +12,24 @@ from scoring.errors import ScoringError
 from scoring.examples import Examples
 from scoring.generation import Generation, prior
 from scoring.retrain import RetrainSettings
-from scoring.settings import ModelSettings
+from scoring.settings import ModelSettings, TrainingSettings
 
 DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """One model: `make(examples, horizons_days, seed)` gives a generation ready to score."""
+    """One model: `make(examples, horizons_days, training)` gives a generation ready to score."""
 
     about: str
-    make: Callable[[Examples | None, Sequence[int], int], Generation]
+    make: Callable[[Examples | None, Sequence[int], TrainingSettings], Generation]
     trains: bool = True  # needs examples
     seeded: bool = True  # another seed gives another model
 
 
-def _served(examples: Examples | None, horizons: Sequence[int], seed: int) -> Generation:
+def _served(
+    examples: Examples | None, horizons: Sequence[int], how: TrainingSettings
+) -> Generation:
     """As scoring.retrain makes the generation that it publishes."""
     try:
         from scoring import training
@@ -37,19 +39,21 @@ def _served(examples: Examples | None, horizons: Sequence[int], seed: int) -> Ge
             " other --models"
         ) from error
     assert examples is not None
-    trained = training.train(examples, training.TrainingSettings(seed=seed))
+    trained = training.train(examples, how)
     newest = training.newest(examples, RetrainSettings().windows)
     return training.generation(trained, examples, calibrate_on=newest)
 
 
-def _linear(examples: Examples | None, horizons: Sequence[int], seed: int) -> Generation:
+def _linear(
+    examples: Examples | None, horizons: Sequence[int], how: TrainingSettings
+) -> Generation:
     from scoring.zoo import linear
 
     assert examples is not None
     return linear.train(examples)
 
 
-def _prior(examples: Examples | None, horizons: Sequence[int], seed: int) -> Generation:
+def _prior(examples: Examples | None, horizons: Sequence[int], how: TrainingSettings) -> Generation:
     return prior(ModelSettings(horizons_days=tuple(horizons), headline=f"d{max(horizons)}"))
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,10 +35,12 @@ from scoring.examples import Examples
 from scoring.generation import Generation, Manifest, build
 from scoring.interface import Floats
 from scoring.seen import moved_by, tokens_moved_by, unseen
+from scoring.settings import TrainingSettings
 from scoring.zoo.mingru import GRAPH, WEIGHTS
 from scoring.zoo.mingru_net import Net, Scaling, export
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
+Watch = Callable[[int, int, float], None]  # epochs done, in all, held-out loss; may raise to stop
 
 OFFSET = "log_mean_order_value"
 # The log's age names the cut-off, so a net learns past seasons by it and is asked beyond all it
@@ -47,25 +48,6 @@ OFFSET = "log_mean_order_value"
 # three seeds), CDNOW 13 weeks unchanged at .688.
 DRIFTING = frozenset(["log_age"])
 STEPS, EPOCHS = 1200, (12, 80)
-
-
-class TrainingSettings(BaseModel):
-    """How the net is trained. The defaults train 24,000 users x 8 cut-offs within minutes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    width: int = Field(32, ge=2, le=256, description="of one minGRU layer; past 32 gains nothing")
-    epochs: int | None = Field(
-        None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
-    )
-    patience: int = Field(4, ge=1, description="epochs without a better held-out loss, at least")
-    users_per_batch: int = Field(256, ge=1)
-    rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    decay: float = Field(1e-2, ge=0, description="weight decay of AdamW")
-    dropout: float = Field(0.2, ge=0, lt=1, description="of the head's first hidden layer")
-    held_out: float = Field(0.15, gt=0, lt=1, description="share of users for early stopping")
-    least_orders: int = Field(200, ge=1, description="active rows below which nothing is trained")
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +76,10 @@ class _Data:
 
 
 def train(
-    examples: Examples, settings: TrainingSettings, progress: Progress | None = None
+    examples: Examples,
+    settings: TrainingSettings,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train on everything but the held-out users; needs a few hundred active rows."""
     if int((examples.between & examples.mask).sum()) < settings.least_orders:
@@ -143,6 +128,8 @@ def train(
         losses.append((total / max(count, 1), now))
         if progress is not None:
             progress("train", epoch + 1, epochs)
+        if watch is not None:
+            watch(epoch + 1, epochs, now)
         if now < best - 1e-5:
             best, best_epoch, best_state = now, epoch, copy.deepcopy(net.state_dict())
         elif epoch - best_epoch >= patience:

@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from featurestore.settings import FeatureSettings, StoreSettings, ValueSettings
-from scoring.settings import ModelSettings
+from scoring.settings import ModelSettings, TrainingSettings
 from streams.settings_sources import Environment, File
 
 
@@ -136,6 +136,7 @@ class Settings(BaseSettings):
     value: ValueSettings = ValueSettings()
     features: FeatureSettings = FeatureSettings()
     model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
     worker: WorkerSettings = WorkerSettings()
     serve: ServeSettings = ServeSettings()
 

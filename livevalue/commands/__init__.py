@@ -31,6 +31,7 @@ HOME = {
     "backfill": "stores",
     "stores": "stores",
     "retrain": "generations",
+    "tune": "tune",
     "generations": "generations",
     "promote": "generations",
     "rollback": "generations",

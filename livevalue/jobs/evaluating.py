@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from livevalue.rejections import lines
 from livevalue.sources import FileOptions, Source
@@ -22,6 +23,7 @@ def evaluate(
     told("reading the log")
     source = Source(src, settings, options)
     log = list(source.batches())
+    question = replace(question, training=settings.training)
     report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, told)
     report.notes += lines(source.rejections())
     return report

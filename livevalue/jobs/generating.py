@@ -160,6 +160,7 @@ async def retrain(
             settings.features,
             settings.kafka.sources,
             registry,
+            training=settings.training,
             unit=settings.value.currency,
             promote=False,
             progress=progress,

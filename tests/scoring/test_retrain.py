@@ -12,8 +12,7 @@ from featurestore.settings import FeatureSettings  # noqa: E402
 from scoring.examples import Log  # noqa: E402
 from scoring.registry import Registry  # noqa: E402
 from scoring.retrain import RetrainReport, RetrainSettings, retrain, scan  # noqa: E402
-from scoring.settings import ModelSettings  # noqa: E402
-from scoring.training import TrainingSettings  # noqa: E402
+from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, shop  # noqa: E402
 
 GOOD = TrainingSettings(epochs=10, width=8, users_per_batch=128, rate=5e-3)

@@ -22,8 +22,8 @@ from scoring.errors import TooLittleData  # noqa: E402
 from scoring.examples import Examples, build  # noqa: E402
 from scoring.generation import Generation  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
-from scoring.settings import ModelSettings  # noqa: E402
-from scoring.training import TrainingSettings, carry_rows, generation, held_out, newest  # noqa: E402
+from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
+from scoring.training import carry_rows, generation, held_out, newest  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cdnow, cutoff_days, shop  # noqa: E402
 from tests.scoring.test_scorer import live  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402

@@ -1,0 +1,132 @@
+"""`tune`: search the training settings on a log of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from livevalue.moments import moment_ms
+from livevalue.output import Json, Output
+from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
+
+if TYPE_CHECKING:
+    from scoring.tuning import Tried, Tuned
+
+ORDER = 56
+_SHOWN = 8  # best trials in the table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Models")(tune)
+
+
+def tune(
+    src: Src,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Finished ones in all, pruned and earlier ones counted.")
+    ] = 30,
+    until: Annotated[
+        str, typer.Option(metavar="T", help="Nothing that arrived at T or later is looked at.")
+    ] = "",
+    journal: Annotated[
+        Path, typer.Option(metavar="FILE", help="The same command goes on from it.")
+    ] = Path("livevalue-tune.journal"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    columns: Columns = "",
+    type_: Type = None,
+    order_lines: OrderLines = False,
+    anonymous: Anonymous = "skip",
+    json: Json = None,
+) -> None:
+    """Search better training settings, judged on the newest mature cut-offs before T.
+
+    Trial 0 is the settings in force, so that you see what tuning brings. Ctrl-C stops it; the
+    same command goes on. Keep what comes after T to judge the result with `livevalue evaluate`.
+
+    Example:  livevalue tune orders.csv --until 2011-06-01 --trials 30
+    """
+    from livevalue import running
+    from livevalue.bars import stages
+    from livevalue.jobs.tuning import tune as job
+    from livevalue.rejections import lines
+
+    out = Output(json)
+    files = options(columns, type_, order_lines, anonymous)
+    until_ms = moment_ms(until) if until else None
+    try:
+        with stages(out) as moving:
+
+            def tell(stage: str, done: int, total: int | None) -> None:
+                if stage == "trials" and not out.live:
+                    out.say(f"trials: {done} of {total}")
+                else:
+                    moving(stage, done, total)
+
+            tuned, left_out = job(
+                running.settings(),
+                src,
+                files,
+                journal,
+                until_ms=until_ms,
+                trials=trials,
+                seed=seed,
+                progress=tell,
+            )
+    except KeyboardInterrupt:
+        out.say(f"stopped; the same command goes on from {journal}")
+        raise
+    for line in lines(left_out):
+        out.say(line)
+    _show(tuned, out)
+    out.result({**tuned.as_json(), **left_out})
+
+
+def _show(tuned: Tuned, out: Output) -> None:
+    """The best trials and the one in force, what it brings, and what to paste."""
+    from featurestore import times
+
+    pruned = sum(one.ngini is None for one in tuned.trials)
+    cutoffs = ", ".join(times.text(ms)[:10] for ms in tuned.validation_ms)
+    out.say(
+        f"{len(tuned.trials)} trials, {pruned} pruned; {tuned.horizon_days} days from {cutoffs},"
+        f" {tuned.users:,} users"
+    )
+    complete = [one for one in tuned.trials if one.ngini is not None]
+    ranked = sorted(complete, key=lambda one: (-(one.ngini or 0.0), one.number))
+    shown = ranked[:_SHOWN]
+    if tuned.default not in shown:
+        shown.append(tuned.default)
+    out.table(
+        ("trial", "nGini", "width", "epochs", "users", "rate", "decay", "dropout", "seconds"),
+        (_row(one, tuned) for one in shown),
+    )
+    if tuned.best.number == tuned.default.number:
+        out.say("nothing tried ranks better than the settings in force: keep them")
+        return
+    out.say(
+        f"nGini {tuned.delta:+.4f} [{tuned.low:+.4f}, {tuned.high:+.4f}] over the settings in force"
+    )
+    if tuned.better:
+        out.say("chosen on these cut-offs, so expect less; to use it, in livevalue.toml:")
+    else:
+        out.say("within noise: keep the settings in force. What was tried best, all the same:")
+    out.say(tuned.toml())
+
+
+def _row(one: Tried, tuned: Tuned) -> tuple[object, ...]:
+    how = one.settings
+    mark = " (in force)" if one.number == tuned.default.number else ""
+    return (
+        f"{one.number}{mark}",
+        "–" if one.ngini is None else f"{one.ngini:.4f}",
+        how.width,
+        how.epochs or "–",
+        how.users_per_batch,
+        f"{how.rate:.2g}",
+        f"{how.decay:.2g}",
+        f"{how.dropout:.2f}",
+        f"{one.seconds:.1f}",
+    )

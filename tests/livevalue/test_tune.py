@@ -1,0 +1,147 @@
+"""`livevalue tune`, on a file as people have them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+pytest.importorskip("torch", reason="torch is in the extra `train`")
+pytest.importorskip("optuna", reason="optuna is in the extra `train`")
+
+from livevalue import cli
+from streams.settings import Settings
+from tests.livevalue.test_evaluate import SHOP, write_shoppers
+
+Run = Callable[..., int]
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = {
+    "LIVEVALUE_TRAINING__EPOCHS": "2",
+    "LIVEVALUE_TRAINING__WIDTH": "2",
+    "LIVEVALUE_TRAINING__LEAST_ORDERS": "20",
+    "LIVEVALUE_MODEL__HORIZONS_DAYS": "[7]",
+    "LIVEVALUE_MODEL__HEADLINE": "d7",
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "100",
+}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "livevalue.cli", "tune", "shop.csv", *SHOP, *arguments]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process, which has torch already; its exit code."""
+    write_shoppers(tmp_path / "shop.csv")
+    monkeypatch.chdir(tmp_path)
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["livevalue", *command(*arguments)[3:]])
+        monkeypatch.setattr(cli, "app", typer.Typer())
+        cli.app.callback()(lambda: None)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return run
+
+
+def test_what_tune_finds_can_be_pasted_into_the_settings(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--trials", "2", "--until", "1970-05-20", "--json", "-") == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert [one["number"] for one in found["trials"]] == [0, 1]
+    default, best = found["default"], found["best"]
+    assert default["number"] == 0
+    assert (default["settings"]["width"], default["settings"]["epochs"]) == (2, 2)
+    assert best["ngini"] >= default["ngini"]
+    assert found["gain"]["delta"] == pytest.approx(best["ngini"] - default["ngini"], abs=1e-6)
+    assert found["rejected"] == 0
+    assert (tmp_path / "livevalue-tune.journal").is_file()
+    assert "0 (in force)" in said.err
+    for name in QUICK:
+        monkeypatch.delenv(name)
+    (tmp_path / "livevalue.toml").write_text(found["toml"] + "\n")
+    pasted = Settings().training.model_dump()
+    changed = tomllib.loads(found["toml"]).get("training", {})
+    assert {name: pasted[name] for name in changed} == {
+        name: best["settings"][name] for name in changed
+    }
+
+
+def test_an_interrupted_search_leaves_a_journal_to_go_on_from(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "j"
+    with subprocess.Popen(
+        command("--trials", "500", "--journal", "j"),
+        cwd=tmp_path,
+        env=QUICK,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until = time.monotonic() + 60
+        # op 6 with state 1 ends a trial
+        while not (journal.is_file() and b'"state":1' in journal.read_bytes()):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "goes on from j" in said
+    assert run("--trials", "1", "--journal", "j") == 0
+    assert "trials, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--until", "1970-01-01"), 1, "check --until"),
+        (("--until", "1970-01-26"), 1, "cut-off"),
+        (("--until", "soon"), 2, "no date or time"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line_that_says_what_to_do(
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    assert run(*arguments) == code
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_extra_the_missing_package_is_named(tmp_path: Path) -> None:
+    write_shoppers(tmp_path / "shop.csv")
+    for missing in ("optuna", "torch"):
+        hidden = (
+            f"import sys; sys.modules[{missing!r}] = None\n"
+            "sys.argv = ['livevalue', 'tune', 'shop.csv']\n"
+            "from livevalue.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", hidden],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=QUICK,
+        )
+        assert done.returncode == 1
+        assert f"tune needs {missing}" in done.stderr
+        assert "Traceback" not in done.stderr
