@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from scoring.errors import GenerationError, RegistryError
 from scoring.generation import MANIFEST, Generation, Manifest, load, safe_id, safe_name
 
@@ -171,7 +173,13 @@ class Registry:
             raise RegistryError(
                 f"the registry does not hold generation {full[:12]}: see `livevalue generations ls`"
             )
-        return Manifest.model_validate_json(raw)
+        try:
+            return Manifest.model_validate_json(raw)
+        except ValidationError as error:
+            raise GenerationError(
+                f"{MANIFEST} of generation {full[:12]} is not one of this version "
+                f"({error.error_count()} fields differ): upgrade, or publish it again"
+            ) from None
 
     async def _ids(self, key: str) -> list[str]:
         raw = await self._blobs.blob(key)
