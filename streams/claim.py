@@ -168,6 +168,9 @@ class Claims:
             assert published is not None, "without a published record nothing can be missing"
             self._roll_back(claim, published, held)
             return
+        if published is not None and not new and published.identity != known:
+            # Published, but the server went away before the trim that says so.
+            await held.pipeline.store.trim(self._partition, claim.token, published.identity)
         if new and mark is not None:
             users = dict.fromkeys(u for e in new for u in e.users)
             documents = {u: claim.documents.get(u) or b"" for u in users}
