@@ -342,10 +342,21 @@ class RedisStore:
     async def _scan(
         self, partition: int, start: bytes, cursor: bytes, count: int
     ) -> tuple[bytes, list[bytes]]:
-        """One SCAN over the keys that begin with `start`."""
-        options = [b"MATCH", _literal(start) + b"*", b"COUNT", b"%d" % count]
-        at, found = await self._one(partition, b"SCAN", cursor, *options)
-        return at, found
+        """One SCAN over the keys that begin with `start`; b"0" starts and ends a walk.
+
+        A cursor means something to the process that gave it only: each hashes keys by a seed of
+        its own. After a restart or a failover the walk begins anew, else it would pass over users.
+        """
+        who, _, at = cursor.rpartition(b":")
+        while True:
+            options = [b"MATCH", _literal(start) + b"*", b"COUNT", b"%d" % count]
+            told, (after, found) = await self._ask(
+                partition, [b"INFO", b"server"], [b"SCAN", at, *options]
+            )
+            here = told.partition(b"run_id:")[2].split(None, 1)[0]
+            if not who or who == here:
+                return (b"0" if after == b"0" else here + b":" + after), found
+            who, at = here, b"0"
 
     async def _pages(self, partition: int, start: bytes) -> AsyncIterator[list[bytes]]:
         """All keys that begin with `start`, in pages that hold at least one."""

@@ -471,3 +471,28 @@ async def test_a_wipe_that_was_broken_off_is_refused_to_all_until_it_is_done_aga
     assert await store.reset(0, "another", wanted, wipe=True) == CommitOutcome.OK
     assert (await store.load(0, ["ada"])).watermark == wanted
     assert (await store.load(0, ["ada"])).states == [None]
+
+
+async def test_a_walk_goes_on_whole_at_a_server_that_took_the_others_place(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Each process hashes keys by a seed of its own, so a cursor of one is noise to another."""
+    folder = tmp_path_factory.mktemp("w")
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    with running(valkey(), folder / "a") as old, running(valkey(), folder / "b") as new:
+        store = RedisStore.at(old.url)
+        users = {f"user {i}" for i in range(3000)}
+        await commit(store, await store.claim(0), None, *[write(user) for user in sorted(users)])
+        seen, cursor = await store.scan(0, "", 1500)
+        assert cursor
+        raw, copy = redis.Redis(port=old.port), redis.Redis(port=new.port)
+        for key in raw.scan_iter("lv:*", count=10_000):
+            copy.restore(key, 0, raw.dump(key))
+        other = RedisStore.at(new.url)
+        while cursor:
+            page, cursor = await other.scan(0, cursor, 400)
+            seen += page
+        assert set(seen) == users
+        for client in (store, other):
+            await client.close()
