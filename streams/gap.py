@@ -137,31 +137,6 @@ class LogReader:
                 left.popleft()
         return found
 
-    async def these(self, tp: TopicPartition, offsets: Iterable[int]) -> dict[int, RawRecord]:
-        """The records at `offsets`, by offset, without those that the log does not hold (any more).
-
-        Read in runs: one by one each would cost a seek and a fetch of megabytes. Measured after a
-        broker's return with some 1,000 dead letters to be read again: they were not read before
-        the next kill, over and over, and nothing was published meanwhile.
-        """
-        wanted, found = set(offsets), dict[int, RawRecord]()
-        left = deque(sorted(wanted))
-        while left:
-            high = left[0] + 1
-            for offset in left:
-                if offset - high > _RUN:
-                    break
-                high = offset + 1
-            try:
-                records, reached = await self.read(tp, left[0], high, _RUN)
-            except LogTruncated:
-                reached = max((await self.bounds([tp]))[tp].start, left[0] + 1)
-            else:
-                found.update((r.offset, r) for r in records if r.offset in wanted)
-            while left and left[0] < reached:
-                left.popleft()
-        return found
-
     async def last(self, tp: TopicPartition) -> RawRecord | None:
         """The last committed record of a partition, None where it holds none.
 
