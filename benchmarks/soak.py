@@ -58,7 +58,7 @@ class Soaked:
     def growth(self) -> float:
         """Of resident memory, as a share.
 
-        >>> Soaked(rss=[5, 9, 10, 10, 11, 11]).growth
+        >>> round(Soaked(rss=[5, 9, 10, 10, 11, 11]).growth, 3)
         0.1
         """
         first, last = self._ends(self.rss)

@@ -124,13 +124,16 @@ class _Sending:
 def _expected(settings: Settings, places: Mapping[Place, Bad]) -> dict[Place, str]:
     """Place to reason of all that the slow twin of the codec refuses."""
     codec, kafka = Codec(settings), settings.kafka
-    refused = {}
+    logs: dict[tuple[str, int], list[Simple]] = {}
     for (topic, p, offset), row in places.items():
         headers = tuple((name, value or b"") for name, value in row.headers)
         record = Simple(offset, row.key, row.value, START_MS, headers)
-        for one in codec.decode_slow(kafka.sources.index(topic), p, [record]).rejected:
-            refused[topic, p, offset] = str(one.reason)
-    return refused
+        logs.setdefault((topic, p), []).append(record)
+    return {
+        (topic, p, one.offset): str(one.reason)
+        for (topic, p), records in logs.items()
+        for one in codec.decode_slow(kafka.sources.index(topic), p, records).rejected
+    }
 
 
 def _letters(deployment: Deployment) -> dict[Place, list[Any]]:
