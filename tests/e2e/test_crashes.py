@@ -23,11 +23,13 @@ def test_a_worker_that_dies_once_at_every_named_point_leaves_everything_exact(
     url = stack.redis_url.rsplit("/", 1)[0] + f"/{_DATABASE}"
     settings = crash_settings(stack.bootstrap, url, topic_prefix)
     with Deployment(settings, tmp_path) as deployment:
-        crashes = Crashes(deployment)
-        for point in POINTS:  # each replaces the one before: a crash on the way back from a crash
-            crashes.crash(point)
-        assert crashes.exact() == []
-        crashes.close()
+        crashes = Crashes(deployment, forks=True)
+        try:
+            for point in POINTS:  # a crash on the way back from the crash before
+                crashes.crash(point)
+            assert crashes.exact() == []
+        finally:
+            crashes.close()
 
 
 def test_every_named_point_is_a_place_in_the_code_and_every_place_has_a_name() -> None:
