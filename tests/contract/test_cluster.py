@@ -6,10 +6,14 @@ import asyncio
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from featurestore.backends.redis import RedisStore
-from featurestore.errors import StoreUnavailable
+from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.settings import StoreSettings
 from featurestore.store import CommitOutcome
+from livevalue import checks
+from streams.settings import Settings
 from tests.contract.deployments import commit, free_port, mark, running, valkey, write
 
 
@@ -20,7 +24,7 @@ async def test_each_call_stays_in_one_slot(tmp_path_factory: pytest.TempPathFact
     with running(valkey(), folder, *options) as server:
         raw = redis.Redis(port=server.port)
         raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
-        main = RedisStore.at(server.url)
+        main = RedisStore.at(f"redis+cluster://127.0.0.1:{server.port}")
         aside = main.sibling("aside")
         while raw.cluster("info")["cluster_state"] != "ok":
             await asyncio.sleep(0.02)
@@ -44,7 +48,88 @@ async def test_each_call_stays_in_one_slot(tmp_path_factory: pytest.TempPathFact
 
         # A node that lost the slot refuses the call before it begins.
         raw.execute_command("CLUSTER DELSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
-        with pytest.raises(StoreUnavailable, match="cluster"):
-            await aside.claim(0)
+        plain = RedisStore.at(server.url)
+        for store in (aside, plain):
+            with pytest.raises(StoreUnavailable, match="cluster"):
+                await store.claim(0)
+            await store.close()
         await main.close()
         raw.close()
+
+
+async def test_a_deployment_lives_on_all_nodes_of_a_cluster(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("c")
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    buses = [free_port(), free_port()]
+    options = [["--cluster-enabled", "yes", "--cluster-port", str(bus)] for bus in buses]
+    with (
+        running(valkey(), folder / "a", *options[0]) as one,
+        running(valkey(), folder / "b", *options[1]) as two,
+    ):
+        first, second = redis.Redis(port=one.port), redis.Redis(port=two.port)
+        first.execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)  # type: ignore[no-untyped-call]
+        second.execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)  # type: ignore[no-untyped-call]
+        first.execute_command("CLUSTER MEET", "127.0.0.1", two.port, buses[1])  # type: ignore[no-untyped-call]
+        while any(raw.cluster("info")["cluster_state"] != "ok" for raw in (first, second)):
+            await asyncio.sleep(0.02)
+        # Any node tells of the others.
+        url = f"redis+cluster://127.0.0.1:{two.port}"
+        store = RedisStore.at(url)
+        for p in range(8):
+            await commit(store, await store.claim(p), None, write(f"user {p}"), partition=p)
+        assert [info.name for info in await store.stores()] == ["main"]
+        for p in range(8):
+            assert (await store.load(p, [f"user {p}"])).states == [b"state "]
+        for key in ("generations/a", "generations/b", "generations/c"):
+            await store.put_blob(key, key.encode())
+            assert await store.blob(key) == key.encode()
+        assert first.dbsize() > 5
+        assert second.dbsize() > 5
+        # Of one node of a cluster the message says how to speak to all.
+        plain = RedisStore.at(one.url)
+        with pytest.raises(StoreUnavailable, match=r"redis\+cluster://"):
+            await asyncio.gather(*(plain.claim(p) for p in range(8)))
+        # `livevalue doctor` looks at the nodes, too.
+        settings = Settings(store=StoreSettings(url=SecretStr(url)))
+        found = await asyncio.to_thread(lambda: list(checks.redis(settings)))
+        assert ("redis", "ok") in {(check.name, check.status) for check in found}
+        assert "failed" not in {check.status for check in found}
+        for one_store in (store, plain):
+            await one_store.close()
+        first.close()
+        second.close()
+
+
+async def test_a_master_that_no_sentinel_knows_is_named(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("s")
+    port = free_port()
+    path = folder / "sentinel.conf"
+    path.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\n")
+    process = await asyncio.create_subprocess_exec(
+        str(valkey()), str(path), "--sentinel", stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        # The first of the two is not there; the other one is asked.
+        url = f"redis+sentinel://:hunter2@127.0.0.1:{free_port()},127.0.0.1:{port}/shop"
+        store = RedisStore(StoreSettings(url=SecretStr(url)))
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await store.claim(0)
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)  # it is starting
+                except StoreError as error:
+                    said = str(error)
+                    break
+        assert "no master 'shop'" in said
+        assert "LIVEVALUE_STORE__URL" in said
+        assert "hunter2" not in said
+        await store.close()
+    finally:
+        process.kill()
+        await process.wait()

@@ -488,7 +488,7 @@ async def test_a_walk_goes_on_whole_at_a_server_that_took_the_others_place(
         assert cursor
         raw, copy = redis.Redis(port=old.port), redis.Redis(port=new.port)
         for key in raw.scan_iter("lv:*", count=10_000):
-            copy.restore(key, 0, raw.dump(key))
+            copy.restore(key, 0, raw.dump(key) or b"")
         other = RedisStore.at(new.url)
         while cursor:
             page, cursor = await other.scan(0, cursor, 400)
