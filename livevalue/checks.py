@@ -60,7 +60,7 @@ def run_all(settings: Settings | None = None) -> Iterator[Check]:
             f"{crashpoints.VARIABLE}={point} lets a worker started from here die: unset it",
         )
     yield from _log(settings)
-    yield from _store(settings)
+    yield from redis(settings)
 
 
 def _versions() -> Check:
@@ -154,7 +154,8 @@ def _sample(kafka: KafkaSettings) -> list[tuple[bytes, int, int]]:
         consumer.close()
 
 
-def _store(settings: Settings) -> Iterator[Check]:
+def redis(settings: Settings) -> Iterator[Check]:
+    """Version, durability and clock of Redis, and whose deployment it holds."""
     try:
         facts, now_s, policy, meta = asyncio.run(_ask(settings))
     except FeatureStoreError as error:
@@ -214,14 +215,22 @@ def _meta(settings: Settings, meta: Meta | None) -> Check:
 
 
 async def _ask(settings: Settings) -> tuple[dict[str, str], float, str, Meta | None]:
-    """INFO, TIME, the eviction policy ("" where we may not ask), `lv:meta`."""
+    """INFO, TIME, the eviction policy ("" where we may not ask), `lv:meta`.
+
+    Of a cluster, the policy of the first node whose is not as it should be.
+    """
     links = Links.of(settings.store)
     try:
         info, now = await links.ask(None, [[b"INFO"], [b"TIME"]])
-        try:
-            (config,) = await links.ask(None, [[b"CONFIG", b"GET", b"maxmemory-policy"]])
-        except ErrorReply:  # managed Redis forbids CONFIG
-            config = []
+        policy = ""
+        for node in await links.all():
+            try:
+                (config,) = await links.ask(node, [[b"CONFIG", b"GET", b"maxmemory-policy"]])
+            except ErrorReply:  # managed Redis forbids CONFIG
+                break
+            policy = config[1].decode() if len(config) > 1 else ""
+            if policy != "noeviction":
+                break
     except ErrorReply as error:
         raise failure(str(error), links.where) from None
     finally:
@@ -233,5 +242,4 @@ async def _ask(settings: Settings) -> tuple[dict[str, str], float, str, Meta | N
         await store.close()
     lines = (line.partition(":") for line in info.decode().splitlines())
     facts = {name: value for name, colon, value in lines if colon}
-    policy = config[1].decode() if len(config) > 1 else ""
     return facts, int(now[0]) + int(now[1]) / 1e6, policy, meta

@@ -1,0 +1,55 @@
+"""Redis from an old dump: to a worker a roll-back, which it makes good from the log."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from livevalue.embedded import Stack
+from tests.contract.deployments import running, valkey
+from tests.e2e.deployment import (
+    Deployment,
+    deployment_settings,
+    send_all,
+    some_events,
+)
+
+
+def test_redis_restored_from_an_old_dump_loses_and_doubles_nothing(
+    stack: Stack, topic_prefix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("b")
+    events = list(some_events(900, 40))
+    with running(valkey(), folder) as lost:
+        settings = deployment_settings(stack.bootstrap, lost.url, topic_prefix)
+        with Deployment(settings, folder) as deployment:
+            worker = deployment.start()
+            send_all(deployment, events[:400])
+            deployment.settle()
+            deployment.redis.save()
+            # What the dump does not know: published long since when it is put back.
+            send_all(deployment, events[400:800])
+            deployment.settle()
+            assert worker.stop() == 0
+    assert (folder / "dump.rdb").is_file()
+    with running(valkey(), folder) as restored:
+        settings = deployment_settings(stack.bootstrap, restored.url, topic_prefix)
+        with _Kept(settings, folder) as deployment:
+            assert deployment.redis.dbsize() > 40
+            worker = deployment.start("after")
+            send_all(deployment, events[800:])
+            deployment.settle()
+            assert worker.stop() == 0
+            assert worker.lines("redis was rolled back")
+            found = deployment.audit()
+            assert found.clean, found
+            assert found.events == 900
+
+
+class _Kept(Deployment):
+    """On servers as they are: nothing is flushed."""
+
+    def __enter__(self) -> _Kept:
+        self.redis = redis.Redis.from_url(self.settings.store.url.get_secret_value())
+        self._producer = None
+        return self
