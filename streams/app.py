@@ -29,6 +29,7 @@ from scoring.errors import ScoringError
 from streams import crashpoints, threads, topics, transport  # threads: before numpy
 from streams.agents import Ingest
 from streams.codec import Codec
+from streams.ending import end
 from streams.errors import StreamsError, WrongSetting
 from streams.logs import configuration
 from streams.metrics import Metrics
@@ -229,10 +230,8 @@ def _connect(app: WorkerApp, channel: Any, worker: Worker) -> None:
     @app.on_before_shutdown.connect
     async def on_shutdown(sender: Any, /, *args: Any, signal: Any, **_: Any) -> None:
         # Faust has stopped fetching; it leaves the group after this.
-        for task in worker.tasks:
-            task.cancel()
+        await end(*worker.tasks)
         await ingest.close()
-        await asyncio.gather(*worker.tasks, return_exceptions=True)
         await worker.stores.close()
         worker.server.stop()
         log.info("stopped")

@@ -29,7 +29,7 @@ from featurestore.errors import (
 )
 from featurestore.store import Watermark
 from scoring.errors import ScoringError
-from streams import crashpoints
+from streams import crashpoints, ending
 from streams.claim import Claims
 from streams.delivery import Segment
 from streams.emit import Parked
@@ -114,8 +114,7 @@ class Owner:
             # A claim may be waiting for a broker that is down.
             done, _ = await asyncio.wait([self._task], timeout=_CLOSE_S)
             if not done:
-                self._task.cancel()
-                await asyncio.gather(self._task, return_exceptions=True)
+                await ending.end(self._task)
                 if self._held is not None:
                     await self._held.publisher.stop()
 

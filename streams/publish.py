@@ -27,6 +27,7 @@ from featurestore.store import FeatureStore, Identity
 from streams import crashpoints
 from streams.connection import aiokafka_options, stop
 from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
+from streams.ending import end
 from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
 from streams.gap import LogReader
 from streams.metrics import Metrics
@@ -180,8 +181,7 @@ class Publisher:
         """Stop without publishing what waits; the next claim finds it in the outbox."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
         producer, self._producer = self._producer, None
         if producer is not None:
             await stop(producer)
