@@ -28,6 +28,26 @@ SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(onnx|safetensors|json)")
 ID = re.compile(r"[0-9a-f]{64}")
 
 
+class Bins(BaseModel):
+    """How one column is spread: B bins between B - 1 rising edges, the upper edge in the bin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+class Reference(BaseModel):
+    """The population that a generation was trained on last, as scoring.drift compares it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    as_of_ms: int = Field(description="newest cut-off of the training rows")
+    seen_within_s: int = Field(description="users with an event so recent are compared")
+    users: int
+    columns: dict[str, Bins] = Field(description="of features, and of predictions as d7.expected")
+
+
 class Manifest(BaseModel):
     """What a generation is, in words and numbers; the same log and seed give the same one."""
 
@@ -49,10 +69,15 @@ class Manifest(BaseModel):
     calibration: dict[str, Any] = Field({}, description="arrays of scoring.calibration; {} = none")
     metrics: dict[str, Any] = Field({}, description="on validation cut-offs")
     sha256: dict[str, str] = Field({}, description="of every other file")
+    reference: Reference | None = Field(None, description="what drift is measured against")
 
     def encode(self) -> bytes:
-        """Canonical bytes, fields in the order of this class."""
-        return self.model_dump_json().encode()
+        """Canonical bytes, fields in the order of this class.
+
+        Without a reference the field is not written: the id of the prior stays what it was
+        before there were any.
+        """
+        return self.model_dump_json(exclude=None if self.reference else {"reference"}).encode()
 
 
 @dataclass(frozen=True, slots=True)

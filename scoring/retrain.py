@@ -31,6 +31,7 @@ from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
 from scoring import metrics
 from scoring.bootstrap import paired_bootstrap
+from scoring.drift import with_reference
 from scoring.errors import RegistryError, ScoringError, TooLittleData
 from scoring.examples import DAY_MS, ExampleBuilder, Examples, Log, rolling_cutoffs
 from scoring.generation import Generation, prior
@@ -186,6 +187,8 @@ def _train(
     made = trainer.generation(
         trained, examples, unit=unit, calibrate_on=trainer.newest(examples, settings.windows)
     )
+    newest = examples.rows(examples.window == examples.window.max())
+    made = with_reference(made, newest, expected(made, newest)[0])
     held = trainer.held_out(examples, chosen)
     return made, examples.rows(held & examples.mask.any(axis=1))
 

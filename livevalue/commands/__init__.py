@@ -24,6 +24,7 @@ HOME = {
     "recover": "recover",
     "explain": "explain",
     "export": "export",
+    "audit": "audit",
     "replay": "log",
     "digest": "log",
     "verify": "log",

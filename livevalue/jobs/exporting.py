@@ -151,21 +151,14 @@ async def export_from(
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """The same over any store; progress is told users so far, and in all as far as is known."""
-    meta = await store.meta()
-    live = {p: await store.active(p) for p in range(meta.partitions)} if meta else {}
-    if meta is None or not any(live.values()):
-        raise Refused(
-            "there are no values yet: start a worker (`livevalue run`), or check "
-            "LIVEVALUE_STORE__URL"
-        )
-    stores = {p: opened(name) for p, name in live.items() if name}
-    now_ms = None if choice.as_published else await _now(meta, stores, wall_ms)
+    meta, stores = await live_stores(store, opened)
+    now_ms = None if choice.as_published else await live_now(meta, stores, wall_ms)
     columns = _columns(meta.horizons, choice.as_published)
     worth = array("d")  # headline value of every user, chosen or not
     walked, before = 0, 0  # whole partitions, and the users in them
     try:
         with _beside(file) as kept:
-            async for whole, documents in _pages(stores):
+            async for whole, documents in pages(stores):
                 if whole > walked:
                     walked, before = whole, len(worth)
                 for document in documents:
@@ -178,7 +171,7 @@ async def export_from(
                     likely = before * len(stores) // walked if walked else 0
                     progress(len(worth), max(likely, len(worth)) if likely else None)
             kept.seek(0)
-            with _whole(file) as target:
+            with whole_file(file) as target:
                 rows = _write(target, form, columns, _ranked(kept, worth, choice.segment))
     except OSError as error:
         raise Refused(f"cannot write {file} ({error.strerror}): name another file") from error
@@ -192,7 +185,19 @@ async def export_from(
     }
 
 
-async def _now(meta: Meta, stores: Mapping[int, FeatureStore], wall_ms: int) -> int:
+async def live_stores(store: FeatureStore, opened: Opened) -> tuple[Meta, dict[int, FeatureStore]]:
+    """What readers know of the deployment, and the store that serves each partition."""
+    meta = await store.meta()
+    live = {p: await store.active(p) for p in range(meta.partitions)} if meta else {}
+    if meta is None or not any(live.values()):
+        raise Refused(
+            "there are no values yet: start a worker (`livevalue run`), or check "
+            "LIVEVALUE_STORE__URL"
+        )
+    return meta, {p: opened(name) for p, name in live.items() if name}
+
+
+async def live_now(meta: Meta, stores: Mapping[int, FeatureStore], wall_ms: int) -> int:
     """Now as the deployment counts it: the wall's time, or the log's where history plays."""
     if meta.clock != "log":
         return wall_ms
@@ -201,7 +206,7 @@ async def _now(meta: Meta, stores: Mapping[int, FeatureStore], wall_ms: int) -> 
     return wall_ms if latest == NO_TIME else latest
 
 
-async def _pages(
+async def pages(
     stores: Mapping[int, FeatureStore],
 ) -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
     """Every user's document once, in pages, with the count of partitions walked before."""
@@ -298,7 +303,7 @@ def _beside(file: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that stands under its name when it is whole, and of which else nothing is left."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
