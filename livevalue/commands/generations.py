@@ -36,6 +36,12 @@ def retrain(
         bool, typer.Option("--publish-only", help="Publish it; do not let it serve.")
     ] = False,
     base: _Base = None,
+    if_drifted: Annotated[
+        bool, typer.Option("--if-drifted", help="Only where the live users have drifted.")
+    ] = False,
+    psi: Annotated[
+        float, typer.Option(min=0, help="Population stability index beyond which they have.")
+    ] = 0.25,
     columns: Columns = "",
     type_: Type = None,
     order_lines: OrderLines = False,
@@ -46,9 +52,13 @@ def retrain(
 
     The same log gives the same generation: call it as often as you like, from cron, Airflow or
     Kubernetes. Where the log is too short for labels it says from which date on they exist. A
-    generation that is worse, or too little data, is a result: the exit code is 0.
+    generation that is worse, or too little data, is a result: the exit code is 0. With
+    --if-drifted nothing is read where the users who are scored now are still like those of the
+    training (`livevalue audit --drift` shows how far they are).
 
     Example:  livevalue retrain kafka
+
+    Example:  livevalue retrain kafka --if-drifted --every 24h
     """
     from livevalue import running
     from livevalue.bars import stages
@@ -69,12 +79,15 @@ def retrain(
                     out.say,
                     serve=not publish_only,
                     base=base or (),
+                    drifted_beyond=psi if if_drifted else None,
                     progress=tell,
                 )
             )
         for line in lines(facts):
             out.say(line)
         verb = "serves" if facts["promoted"] else "does not serve"
+        if facts.get("drifted") is False:
+            verb = "goes on"
         out.say(f"generation {facts['generation'][:12]} {verb}: {facts['reason']}")
         out.result(facts)
 

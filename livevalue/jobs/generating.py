@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from featurestore.store import FeatureStore
+from livevalue.jobs import auditing
 from livevalue.jobs.storing import build, flip
+from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import retrain as job
 from scoring.generation import Generation
@@ -143,9 +145,13 @@ async def retrain(
     *,
     serve: bool = True,
     base: Sequence[str] = (),
+    drifted_beyond: float | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Train, calibrate, compare with the champion, publish; idempotent.
+
+    drifted_beyond: train only where the stability index of the live users is above it, or where
+    it cannot be told. The answer then holds `drifted` and `psi`.
 
     With `serve`, a generation that the gate lets pass is promoted: where a store serves already,
     another is built aside with it and flipped to; base as in `promote`.
@@ -154,6 +160,15 @@ async def retrain(
     try:
         registry = stores.registry()
         source = Source(src, settings, options)
+        moved: dict[str, Any] = {}
+        if drifted_beyond is not None:
+            found = await _drift(settings)
+            moved = {"psi": found["psi"], "drifted": None}
+            if found["psi"] is not None:
+                moved["drifted"] = found["psi"] > drifted_beyond
+                if not moved["drifted"]:
+                    return _unmoved(found, drifted_beyond, source, moved)
+            told(f"drift: {found['reason'] or found['psi']}")
         report = await job.retrain(
             source.batches,
             settings.model,
@@ -165,7 +180,7 @@ async def retrain(
             promote=False,
             progress=progress,
         )
-        facts = {**report.as_json(), **source.rejections()}
+        facts = {**report.as_json(), **source.rejections(), **moved}
         if serve and report.passed and await registry.champion() != report.generation:
             if await stores.store().active(0) is None:
                 await registry.promote(report.generation)
@@ -175,3 +190,20 @@ async def retrain(
         return facts
     finally:
         await stores.close()
+
+
+async def _drift(settings: Settings) -> dict[str, Any]:
+    """As `livevalue audit --drift` tells it; where nothing is served yet, nothing can be told."""
+    try:
+        return await auditing.drift(settings)
+    except Refused as error:
+        return {"psi": None, "reason": str(error)}
+
+
+def _unmoved(
+    found: dict[str, Any], beyond: float, source: Source, moved: dict[str, Any]
+) -> dict[str, Any]:
+    """What a retrain says that had no reason to train."""
+    reason = f"not retrained: the users have not drifted (PSI {found['psi']:.3f}, {beyond} is much)"
+    report = job.RetrainReport(found["generation"], {}, promoted=False, reason=reason)
+    return {**report.as_json(), **source.rejections(), **moved}

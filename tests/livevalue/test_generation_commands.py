@@ -15,7 +15,7 @@ from tests.parity.nasty import Sent
 from tests.parity.onstack import command, send, shaped, swept
 from tests.scoring.shoplog import shop
 
-USERS = 300
+USERS = 600
 
 
 def orders(days: int) -> list[Sent]:
@@ -39,6 +39,7 @@ def orders(days: int) -> list[Sent]:
     return log
 
 
+@pytest.mark.timeout(300)
 def test_a_retrained_generation_comes_to_serve_and_goes_again(
     stack: Stack, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -66,6 +67,12 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
         assert command(deployment, "verify")["different"] == 0
         again = command(deployment, "retrain", "kafka")
         assert again["generation"] == made["generation"]
+        still = command(deployment, "retrain", "kafka", "--if-drifted")
+        assert (still["generation"], still["drifted"]) == (made["generation"], False), still
+        assert 0 < still["psi"] < 0.25 and "have not drifted" in still["reason"]
+        assert command(deployment, "audit", "--drift")["drift"]["psi"] == still["psi"]
+        moved = command(deployment, "retrain", "kafka", "--if-drifted", "--psi", "0")
+        assert moved["drifted"] and "nothing has changed" in moved["reason"]
 
         shown = command(deployment, "generations", "show", made["generation"][:12])
         assert shown["family"] == "mingru"
