@@ -130,7 +130,11 @@ def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -
 
     out = Output(json)
     facts = asyncio.run(show_generation(running.settings(), name))
-    out.table(("", ""), ((key, str(value)) for key, value in facts.items()))
+    shown = dict(facts)
+    if spread := facts["reference"]:
+        # Ten bins of each column are for programs.
+        shown["reference"] = f"{spread['users']:,} users, {len(spread['columns'])} columns"
+    out.table(("", ""), ((key, str(value)) for key, value in shown.items()))
     out.result(facts)
 
 
