@@ -460,15 +460,18 @@ class Pipeline:
     ) -> list[Cause]:
         """The last event of each user that was folded, as its document names it."""
         sources = self.settings.kafka.sources
+        # An erase can leave events that were folded in an earlier batch: no event here.
+        erase = Cause("erase", None, None, None, None)
+        if not batch.size:
+            return [erase] * len(rows)
         at = folded.cause[rows]
         kinds = batch.events["kind"][at]
         topics = batch.events["source"][at]
         offsets = batch.offset[at]
         return [
-            # An erase can leave events that were folded in an earlier batch: no event here.
             Cause(_TYPES[kind], batch.event_id[i], sources[source], partition, offset)
             if i >= 0
-            else Cause("erase", None, None, None, None)
+            else erase
             for i, kind, source, offset in zip(
                 at.tolist(), kinds.tolist(), topics.tolist(), offsets.tolist(), strict=True
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +87,15 @@ async def test_a_builder_erases_in_its_own_store_alone() -> None:
     assert history(await main.states("ada"))["orders"].tolist() == [2]
     await main.take([ERASED])
     assert await main.store.document(0, "ada") is None
+
+
+async def test_an_erasure_alone_in_its_batch_leaves_the_user_what_came_after_it() -> None:
+    main = Side("main", Backing(), serves=True)
+    await main.take(PAST)
+    await main.take([replace(ERASED, record_ms=START_MS + 2 * HOUR_MS)])
+    assert history(await main.states("ada"))["orders"].tolist() == [1]
+    document = json.loads(await main.store.document(0, "ada") or b"{}")
+    assert (document["cause"]["type"], document["history"]["orders"]) == ("erase", 1)
 
 
 async def test_a_damaged_store_aside_does_not_hold_up_the_erasure(
