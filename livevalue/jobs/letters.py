@@ -178,11 +178,15 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
 def erase(settings: Settings, user: str) -> dict[str, Any]:
     """An erase record on every source, under one timestamp, so that all forget the same."""
     kafka = settings.kafka
-    now_ms = int(time.time() * 1000)
     where = partition(user, kafka.partitions, kafka.partitioner)
     with topics.translated(kafka):
         producer = KafkaProducer(**topics.connection(kafka), acks="all")
         try:
+            for topic in kafka.sources:
+                producer.partitions_for(topic)
+            # Only now: what others send while we connect comes before the erasure, by its
+            # timestamp as by its place in the log.
+            now_ms = int(time.time() * 1000)
             waiting = [
                 producer.send(
                     topic, key=user.encode(), value=None, partition=where, timestamp_ms=now_ms

@@ -76,6 +76,8 @@ def test_an_erased_user_is_forgotten_everywhere_and_counts_anew(settled: Deploym
     done = command(settled, "erase", "ada")
     assert done["done"] is True
     assert done["topics"] == list(settled.sources)
+    erases = [r for topic in settled.sources for r in settled.read(topic) if r.value is None]
+    assert [(r.key, r.timestamp) for r in erases] == [(b"ada", done["timestamp"])] * 3
     settled.settle()
     assert orders(settled, "ada") is None
     scores = settled.read(settled.settings.kafka.scores)
