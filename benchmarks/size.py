@@ -12,7 +12,7 @@ from featurestore.blob import HEADER
 from featurestore.columns import EVENT
 from featurestore.state import SEEN, STATE, States
 from scoring.scorer import Scorer
-from streams.pipeline import split
+from streams.row import split
 
 _SAMPLE = 250  # users of each partition
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from livevalue.embedded import Stack
-from streams.pipeline import split
+from streams.row import split
 from tests.e2e.deployment import (
     ROOT,
     Deployment,

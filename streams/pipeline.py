@@ -4,19 +4,16 @@ Live workers, replay, backfill and tests all enter here, so the same log gives t
 whoever reads it. This module knows neither Faust nor Kafka: it is given decoded events and the
 positions at which they end, and answers with what was committed and what is to be published.
 
-A row of the store is the featurestore's blob and the scorer's, joined behind a 4-byte
-little-endian length; they are joined and split only here. Times are integer milliseconds, UTC.
+Times are integer milliseconds, UTC.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +21,6 @@ import numpy.typing as npt
 from featurestore import times
 from featurestore.clock import Clocks
 from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome
-from featurestore.errors import StateFormatError
 from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.state import States, history
 from featurestore.store import (
@@ -41,12 +37,11 @@ from scoring.documents import Cause, Documents
 from scoring.scorer import Scorer
 from streams import crashpoints
 from streams.deadletter import Reason, Rejected
+from streams.erasing import forget_elsewhere
 from streams.fingerprint import Fingerprint
+from streams.row import join, split
 from streams.settings import Settings
 
-log = logging.getLogger(__name__)
-
-_LENGTH = struct.Struct("<I")
 _PARKED = {
     Outcome.LATE: Reason.LATE,
     Outcome.CONFLICT: Reason.CONFLICT,
@@ -113,25 +108,6 @@ def sweeping(progress: str) -> bool:
     (False, True, False)
     """
     return bool(progress) and json.loads(progress)["sweep"] is not None
-
-
-def join(state: bytes, score: bytes) -> bytes:
-    """One row of the store.
-
-    >>> split(join(b"state", b"score"))
-    (b'state', b'score')
-    """
-    return _LENGTH.pack(len(state)) + state + score
-
-
-def split(row: bytes) -> tuple[bytes, bytes]:
-    """The two halves of a row; StateFormatError where it is damaged."""
-    if len(row) < 4:
-        raise StateFormatError("a state of fewer than 4 bytes: restore the store or rebuild it")
-    end = 4 + int(_LENGTH.unpack_from(row)[0])
-    if end > len(row):
-        raise StateFormatError("a state is cut short: restore the store or rebuild it")
-    return row[4:end], row[end:]
 
 
 @dataclass(slots=True)
@@ -228,7 +204,7 @@ class Pipeline:
         letters = _letters(batch, folded, rejected)
         crashpoints.passing("after_compute")
         if batch.erases and self.publishes:
-            await self._forget_elsewhere(partition, batch)
+            await forget_elsewhere(self.store, partition, batch, self._fold)
         # One record cannot be halved: it goes through, the store's own limit is far higher.
         cap = capped and batch.size + len(batch.erases) + len(rejected) > 1
         done = await self._commit(partition, token, before, watermark, writes, letters, cap=cap)
@@ -390,40 +366,6 @@ class Pipeline:
             Write(user, join(state, score), b"" if self.publishes else None)
             for user, state, score in zip(states.users, states.encode(), scores, strict=True)
         ]
-
-    async def _forget_elsewhere(self, partition: int, batch: EventBatch) -> None:
-        """Erase in the stores that do not serve as well, before the erasure is committed.
-
-        They meet the erase record themselves once somebody feeds them; until then nothing of the
-        user is to lie there. A marker may come early: it drops what lies before it, in any order.
-        Whoever has records left after the erasure is left to that store's own reading.
-        """
-        erases = sorted(batch.erases, key=lambda erase: erase.record_ms)
-        last = {batch.users[erase.user]: erase for erase in erases}
-        for name in await self.store.others(partition):
-            other = self.store.sibling(name)
-            loaded = await other.load(partition, list(last))
-            held = [(u, row) for u, row in zip(last, loaded.states, strict=True) if row is not None]
-            users = [user for user, _ in held]
-            only = replace(
-                EventBatch.empty(),
-                users=users,
-                erases=[replace(last[user], user=i) for i, user in enumerate(users)],
-            )
-            try:
-                states = States.decode(users, [split(row)[0] for _, row in held])
-            except StateFormatError as error:
-                log.error(
-                    "not erased in a store that does not serve: drop it",
-                    extra={"partition": partition, "store": name, "error": str(error)},
-                )
-                continue
-            folded = fold(states, only, Clocks.start(len(self.settings.kafka.sources)), self._fold)
-            blobs = folded.states.encode()
-            # Without a carry: of whatever generation that store is, it starts anew.
-            gone = [(*held[i], join(blobs[i], b"")) for i in folded.erased]
-            if gone:
-                await other.forget(partition, gone)
 
     async def _commit(
         self,

@@ -25,7 +25,8 @@ from streams.errors import Stale
 from streams.kafkalog import KafkaLog
 from streams.log import FileLog
 from streams.logid import record_mark
-from streams.pipeline import Pipeline, Positions, split
+from streams.pipeline import Pipeline, Positions
+from streams.row import split
 from streams.settings import Settings
 
 Progress = Callable[[int, int | None], None]  # events done, events in all where known

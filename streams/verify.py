@@ -34,8 +34,9 @@ from scoring.generation import Generation
 from scoring.scorer import Scorer
 from streams.codec import Codec
 from streams.kafkalog import KafkaLog
-from streams.pipeline import Pipeline, split
+from streams.pipeline import Pipeline
 from streams.replay import Replayed, kafka_steps, replay
+from streams.row import split
 from streams.settings import Settings
 
 _PAGE = 1000

@@ -40,7 +40,7 @@ from featurestore.update import Side
 from streams import topics
 from streams.codec import Codec
 from streams.columns import merge
-from streams.pipeline import split
+from streams.row import split
 from streams.settings import KafkaSettings, Settings
 
 _READ_S = 180.0

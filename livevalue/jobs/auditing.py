@@ -26,7 +26,7 @@ from scoring import audit as judging
 from scoring import drift as drifting
 from scoring.audit import Row, Thresholds, Truth
 from streams.archive import is_archive
-from streams.pipeline import split
+from streams.row import split
 from streams.settings import Settings
 from streams.stores import Stores
 

@@ -23,7 +23,7 @@ from featurestore.state import States
 from featurestore.step import step, tokens
 from livevalue.output import Refused
 from scoring.scorer import Scorer
-from streams.pipeline import split
+from streams.row import split
 from streams.settings import Settings
 from streams.stores import Stores
 

@@ -16,7 +16,7 @@ from benchmarks.chaos.runner import SHORT, Scenario, chaos_settings, run
 from featurestore.columns import NO_TIME
 from featurestore.state import States
 from livevalue.embedded import Stack
-from streams.pipeline import join, split
+from streams.row import join, split
 from streams.settings import Settings
 from tests.e2e.deployment import Deployment
 

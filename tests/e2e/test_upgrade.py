@@ -27,8 +27,8 @@ from livevalue.embedded import Stack
 from scoring.generation import Generation
 from scoring.registry import Registry
 from streams.delivery import Simple
-from streams.pipeline import join, split
 from streams.replay import digest_of
+from streams.row import join, split
 from tests.parity.nasty import Laid
 from tests.parity.playing import Played, all_differences, cuts, settings
 

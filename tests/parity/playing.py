@@ -24,8 +24,9 @@ from scoring.generation import Generation
 from scoring.scorer import Scorer
 from streams.codec import Codec, merge
 from streams.logid import record_mark
-from streams.pipeline import Pipeline, Positions, split
+from streams.pipeline import Pipeline, Positions
 from streams.replay import digest_of
+from streams.row import split
 from streams.settings import KafkaSettings, Settings
 from tests.parity.nasty import Laid
 from tests.scoring.tiny import tiny

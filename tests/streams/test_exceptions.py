@@ -10,7 +10,8 @@ from featurestore.state import States
 from featurestore.store import Watermark
 from scoring.generation import prior
 from scoring.scorer import Scorer
-from streams.pipeline import Pipeline, Positions, split
+from streams.pipeline import Pipeline, Positions
+from streams.row import split
 from streams.settings import Settings
 from streams.verify import Verified, _Pages
 from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
-from streams.pipeline import join, split
+from streams.row import join, split
 from tests.e2e.deployment import Deployment, some_events
 from tests.parity.load import Load
 from tests.parity.nasty import nasty
