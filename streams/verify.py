@@ -8,7 +8,9 @@ may move meanwhile: every page has its own watermark, and the replay only ever g
 document that was written after its user's state was read is looked at again.
 
 The exceptions of law 4 are named, not hidden (`EXCEPTIONS`): users of whom something depends on how
-far one topic was read ahead of another. The state says of each whether it can be one.
+far one topic was read ahead of another. The state says of each whether it can be one. Excused is
+what the order of reading may do and no more: a document that is missing, of another revision, of
+an erased user, or that does not follow from the live state itself is a difference all the same.
 """
 
 from __future__ import annotations
@@ -236,11 +238,30 @@ class _Pages:
                 floats += [where for where in wrong if not where.startswith(".history")]
                 what += [where for where in wrong if where.startswith(".history")]
             name_of = _exception(ours.marks[i], theirs.marks[i], exact=bool(what))
-            if what + floats and name_of is not None:
-                self._found.excepted[name_of] += 1
-                what = floats = []
+            if what + floats and name_of is not None and not newer:
+                # Whatever order made the state, the document follows from it.
+                wrong = self._not_its_own(shown, revision, ours, our_head, said, i)
+                self._found.excepted[name_of] += not wrong
+                what, floats = wrong, []
             self._found.add(self._partition, name, what + floats)
         return again
+
+    def _not_its_own(
+        self,
+        shown: dict[str, Any] | None,
+        revision: int,
+        states: States,
+        head: npt.NDArray[np.float32],
+        said: npt.NDArray[np.void],
+        i: int,
+    ) -> list[str]:
+        """Where the document of user `i` differs from what the live state itself must say."""
+        if shown is None or not revision:
+            return []
+        at = np.array([i])
+        own = states.select(at)
+        as_of = np.maximum(np.maximum(history(own)["last_ms"], said["as_of_ms"][at]), 0)
+        return list(_differences(shown, self._documents(own, head[at], as_of)[0], ""))
 
     def _documents(
         self, states: States, head: npt.NDArray[np.float32], as_of: npt.NDArray[np.int64]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 
 from featurestore.backends.memory import MemoryStore
 from featurestore.settings import FeatureSettings
@@ -48,7 +49,12 @@ class Side:
 
 
 async def found(
-    live: Sequence[Batch], log: Sequence[Batch], *, cap: int = 256, damage: str = ""
+    live: Sequence[Batch],
+    log: Sequence[Batch],
+    *,
+    cap: int = 256,
+    damage: str = "",
+    spoil: Callable[[bytes | None], bytes | None] = lambda document: document,
 ) -> Verified:
     """What `verify` says of ada, folded live in one order and from the log in another."""
     settings = Settings(features=FeatureSettings(tail_cap=cap))
@@ -61,7 +67,7 @@ async def found(
         for side in (states.settled, states.head):
             side[damage] += 1
         state = states.encode()[0]
-    document = await ours.store.document(0, "ada")
+    document = spoil(await ours.store.document(0, "ada"))
     what = Verified()
     pages = _Pages(settings, theirs.pipeline, what, 0)
     assert not pages.compare(
@@ -121,3 +127,29 @@ async def test_user_whom_no_order_of_reading_can_change_is_excepted_by_nothing()
     what = await found(AT_ONCE, AT_ONCE, damage="sessions")
     assert not any(what.excepted.values())
     assert what.different == 1
+
+
+def _another_value(document: bytes | None) -> bytes:
+    told = json.loads(document or b"{}")
+    told["values"]["d90"]["expected"] += 1000
+    return json.dumps(told).encode()
+
+
+async def test_a_document_that_does_not_follow_from_its_own_state_is_excepted_by_nothing() -> None:
+    idle: list[Batch] = [(AHEAD, (1, 2)), (BEHIND, ())]
+    for spoil in (_another_value, lambda document: None):
+        what = await found(idle, AT_ONCE, spoil=spoil)
+        assert (what.different, sum(what.excepted.values())) == (1, 0)
+
+
+SPLIT: list[Batch] = [([*AHEAD, said(0, 500, 5)], (1, 2)), ([erased(1, 1.5)], ())]
+
+
+async def test_a_user_whose_erasure_split_is_not_excused_for_whatever_else_is_wrong() -> None:
+    later: list[Batch] = [*SPLIT, ([said(0, 600, 6, value=10**6)], (1, 2))]
+    assert (await found(later, later)).different == 0
+    for damage in ("orders", "refunds"):
+        what = await found(later, later, damage=damage)
+        assert (what.different, sum(what.excepted.values())) == (1, 0), damage
+    readable = await found(SPLIT, SPLIT, spoil=lambda document: b'{"revision": 1}')
+    assert (readable.different, sum(readable.excepted.values())) == (1, 0)
