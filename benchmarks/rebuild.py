@@ -9,9 +9,9 @@ import time
 from benchmarks.bench import PARTITIONS, Bench
 from scoring.generation import dump
 from streams import topics
-from streams.app import log_id
 from streams.backfill import in_parallel
 from streams.stores import Stores
+from streams.topics import log_id
 
 
 def measure(bench: Bench, jobs: int) -> None:

@@ -95,14 +95,9 @@ class _TopicIds:
         async with self._lock:
             if time.monotonic() - self._at > _TOPIC_IDS_S:
                 found = await asyncio.to_thread(topics.topic_ids, self._settings)
-                self._known = log_id(self._settings, found)
+                self._known = topics.log_id(self._settings, found)
                 self._at = time.monotonic()
             return self._known
-
-
-def log_id(settings: Settings, ids: dict[str, str]) -> str:
-    """Identity of the logs, from the topics' UUIDs in the order of the sources."""
-    return ",".join(ids[name] for name in settings.kafka.sources)
 
 
 def give_up(message: str) -> NoReturn:

@@ -195,6 +195,11 @@ def topic_ids(settings: Settings) -> dict[str, str]:
     return {name: found[name].id for name in settings.kafka.sources}
 
 
+def log_id(settings: Settings, ids: dict[str, str]) -> str:
+    """Identity of the logs, from the topics' UUIDs in the order of the sources."""
+    return ",".join(ids[name] for name in settings.kafka.sources)
+
+
 def sources_found(settings: Settings) -> dict[str, tuple[str, int]]:
     """(UUID, partitions) of each source topic that the broker has."""
     with _admin(settings.kafka) as admin:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from featurestore.store import FeatureStore
-from livevalue.jobs import auditing
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
@@ -194,6 +193,8 @@ async def retrain(
 
 async def _drift(settings: Settings) -> dict[str, Any]:
     """As `livevalue audit --drift` tells it; where nothing is served yet, nothing can be told."""
+    from livevalue.jobs import auditing  # loads Parquet's reader, which nothing else here needs
+
     try:
         return await auditing.drift(settings)
     except Refused as error:

@@ -27,7 +27,6 @@ from featurestore.errors import StoreHalfDone
 from featurestore.store import CommitOutcome, FeatureStore, Identity, Watermark
 from livevalue.output import Refused
 from streams import sweep, topics
-from streams.app import log_id
 from streams.emit import Published
 from streams.fingerprint import Fingerprint
 from streams.gap import Bounds, LogReader
@@ -37,6 +36,7 @@ from streams.publish import Pacer, Publisher
 from streams.replay import Progress
 from streams.settings import Settings
 from streams.stores import Stores
+from streams.topics import log_id
 
 Action = Literal["adopt", "wipe", "rebuild"]
 

@@ -18,13 +18,13 @@ from livevalue.rejections import rejections
 from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, dump
 from streams import topics
-from streams.app import log_id
 from streams.archive import archive
 from streams.backfill import backfill_files, builder, in_parallel
 from streams.errors import LogFileError, Stale
 from streams.replay import Progress, Replayed, digest_of
 from streams.settings import Settings
 from streams.stores import Stores
+from streams.topics import log_id
 
 _FLIP_S = 600.0  # patience with the workers of a large store
 _LOOK_S = 0.5

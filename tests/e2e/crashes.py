@@ -24,12 +24,13 @@ from livevalue.jobs.replaying import digest_live, replay_source
 from livevalue.jobs.storing import backfill
 from livevalue.sources import FileOptions
 from streams import topics
-from streams.app import log_id, run
+from streams.app import run
 from streams.backfill import backfill_kafka, builder
 from streams.crashpoints import VARIABLE
 from streams.errors import Stale
 from streams.settings import Settings
 from streams.stores import Stores
+from streams.topics import log_id
 from tests.e2e.deployment import (
     Deployment,
     WorkerProcess,

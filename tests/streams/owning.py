@@ -21,7 +21,6 @@ from featurestore.store import FeatureStore
 from scoring.generation import Generation, prior
 from scoring.scorer import Scorer
 from streams import topics
-from streams.app import log_id
 from streams.codec import Codec
 from streams.delivery import RawRecord
 from streams.gap import LogReader
@@ -32,6 +31,7 @@ from streams.publish import Breath, Pacer
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.succession import Succession
 from streams.surroundings import Surroundings
+from streams.topics import log_id
 
 START_MS = 1_700_000_000_000
 

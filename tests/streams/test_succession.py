@@ -16,11 +16,11 @@ from featurestore.store import Claim, Commit, CommitOutcome
 from livevalue.embedded import Stack
 from scoring.generation import Generation, prior
 from streams import topics
-from streams.app import log_id
 from streams.backfill import backfill_kafka, builder
 from streams.delivery import RawRecord
 from streams.gap import LogReader
 from streams.replay import digest_of
+from streams.topics import log_id
 from tests.streams.owning import CLEAN, Owning, one_partition
 
 
