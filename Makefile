@@ -13,13 +13,15 @@ DEMO ?=
 CHAOS ?=
 TESTS ?= tests
 # Test files side by side; each job has an embedded stack of its own.
-JOBS ?= 2
+JOBS ?= 3
+# In the order of their names: those that take long begin first.
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 30
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types imports contracts docs bench chaos crashes soak failover audit-deps lock clean
+.PHONY: help install demo test long check lint types imports contracts docs bench chaos crashes soak failover audit-deps lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,8 +46,11 @@ $(STAMP): pyproject.toml $(LOCKS) requirements/torch.txt
 demo: install ## Real orders through Kafka, values moving on the terminal
 	$(BIN)/livevalue demo $(DEMO)
 
-test: install ## All tests, on an embedded Kafka and Valkey
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+test: install ## The tests, on an embedded Kafka and Valkey
+	$(BIN)/python -m pytest -m "not long" $(SIDE_BY_SIDE) $(TESTS)
+
+long: install ## Tests of faults, load and refusals at length, some minutes more
+	$(BIN)/python -m pytest -m long $(SIDE_BY_SIDE) $(TESTS)
 
 # TESTED=1 says that `make test` has just passed, so that CI does not run the tests twice.
 check: lint types imports contracts docs $(if $(TESTED),,test) ## Lint, types, import and data contracts, docs, tests

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_quick_bench_writes_every_figure_and_beats_the_naive_worker(tmp_path: Path) -> None:
     out = tmp_path / "latest.json"
     done = subprocess.run(

@@ -14,6 +14,8 @@ from tests.e2e.deployment import (
     some_events,
 )
 
+pytestmark = pytest.mark.long
+
 
 def test_redis_restored_from_an_old_dump_loses_and_doubles_nothing(
     stack: Stack, topic_prefix: str, tmp_path_factory: pytest.TempPathFactory

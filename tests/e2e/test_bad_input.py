@@ -163,6 +163,7 @@ def _orders(deployment: Deployment, user: str) -> tuple[int, float]:
     return past["orders"], past["spent"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # some 20 s alone; processes of others may share the cores
 def test_ten_thousand_bad_records_become_dead_letters_and_their_neighbours_count(
     settings: Settings, tmp_path: Path

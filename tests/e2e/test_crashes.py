@@ -15,7 +15,7 @@ from tests.e2e.deployment import ROOT, Deployment
 _DATABASE = 15  # the other tests of this folder take 1 to 14
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_worker_that_dies_once_at_every_named_point_leaves_everything_exact(
     stack: Stack, topic_prefix: str, tmp_path: Path

@@ -21,6 +21,8 @@ from streams import topics
 from tests.e2e.deployment import Deployment, deployment_settings, send_all, some_events
 from tests.e2e.replicas import One, cluster_set, replicas_of, sentinel_set, wait_for
 
+pytestmark = pytest.mark.long
+
 # Rounds of a kill each, and events between two; `make failover` sets more.
 ROUNDS = int(os.environ.get("LIVEVALUE_FAILOVERS", "1"))
 EVENTS = int(os.environ.get("LIVEVALUE_FAILOVER_EVENTS", "1500"))

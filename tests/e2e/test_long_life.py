@@ -156,6 +156,7 @@ def life(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Soaked:
         return soak(deployment, seconds=30, rate=400, users=100)
 
 
+@pytest.mark.long
 def test_a_worker_under_load_does_not_grow(life: Soaked) -> None:
     assert life.events > 10_000
     assert life.settled_s >= 0, life.line()

@@ -38,6 +38,8 @@ from tests.secure.cache import SecureRedis, secure_redis
 from tests.secure.certificates import Certificates, make
 from tests.secure.roles import allow, kafka_acls
 
+pytestmark = pytest.mark.long
+
 SECRETS = (*PASSWORDS.values(), "worker-password", "reader-password", "wrong-secret")
 WITHIN_S = 10.0
 

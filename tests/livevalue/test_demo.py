@@ -135,7 +135,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 def test_demo_ends_by_itself_with_values_moved_and_no_process_left(tmp_path: Path) -> None:
     result = tmp_path / "demo.json"
-    command = ["demo", "--seconds", "35", "--dir", str(tmp_path / "d"), "--json", str(result)]
+    command = ["demo", "--seconds", "45", "--dir", str(tmp_path / "d"), "--json", str(result)]
     run = subprocess.run(
         [sys.executable, "-m", "livevalue", *command],
         capture_output=True,
