@@ -21,7 +21,10 @@ _Base = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command(rich_help_panel=_PANEL)(retrain)
-    group = typer.Typer(help="The generations of the registry.", no_args_is_help=True)
+    group = typer.Typer(
+        help="The generations of the registry.\n\nExample:  livevalue generations ls",
+        no_args_is_help=True,
+    )
     group.command("ls")(ls)
     group.command("show")(show)
     app.add_typer(group, name="generations", rich_help_panel=_PANEL)

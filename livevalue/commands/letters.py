@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Annotated
 
@@ -16,7 +17,9 @@ _Reason = Annotated[str | None, typer.Option(metavar="R", help="Only of this rea
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
-    group = typer.Typer(help="Dead letters: records that were not counted, and why.")
+    group = typer.Typer(
+        help="Dead letters: records that were not counted, and why.\n\nExample:  livevalue dlq ls"
+    )
     group.command("ls")(ls)
     group.command("show")(show)
     group.command("replay")(replay)
@@ -55,6 +58,8 @@ def show(
 
     Example:  livevalue dlq show 0:17
     """
+    if not re.fullmatch("[0-9]+:[0-9]+", at):
+        raise typer.BadParameter(f"{at!r} is no PARTITION:OFFSET: write 0:17, as `dlq ls` shows it")
     from livevalue import running
     from livevalue.jobs.letters import letters
 

@@ -20,7 +20,10 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, change
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     group = typer.Typer(
-        help="After a lost log or a lost store. Stop the workers first; --dry-run shows the plan.",
+        help=(
+            "After a lost log or a lost store. Stop the workers first; --dry-run shows the plan."
+            "\n\nExample:  livevalue recover rebuild --dry-run"
+        ),
         no_args_is_help=True,
     )
     group.command("adopt")(adopt)

@@ -25,7 +25,10 @@ _Src = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command(rich_help_panel=_PANEL)(backfill)
-    group = typer.Typer(help="Which stores there are, and which serves.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Which stores there are, and which serves.\n\nExample:  livevalue stores ls",
+        no_args_is_help=True,
+    )
     group.command("ls")(ls)
     group.command("flip")(flip)
     group.command("drop")(drop)

@@ -70,9 +70,11 @@ def _one_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    "command", ["up", "topics", "settings", "doctor", "send", "get", "top", "subscribe"]
-)
+COMMANDS = ["up", "topics", "settings", "doctor", "send", "get", "top", "subscribe"]
+GROUPS = ["stores", "dlq", "recover", "generations"]
+
+
+@pytest.mark.parametrize("command", COMMANDS + GROUPS)
 def test_help_teaches_with_an_example(run: Run, command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0, done.stderr
@@ -89,6 +91,8 @@ def test_help_teaches_with_an_example(run: Run, command: str) -> None:
         ("send", "brows", "--user", "ada"),
         ("get",),
         ("get", "ada", "--at", "yesterday"),
+        ("dlq", "show", "7"),
+        ("dlq", "show", "0:-1"),
         ("nonsense",),
     ],
 )
