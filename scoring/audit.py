@@ -4,6 +4,7 @@ A snapshot holds the values that readers were served at one moment. Once its lab
 (snapshot + horizon + allowed lateness <= the log's clock) each user's value is held against his
 net value in [snapshot, snapshot + horizon): ranking, level and coverage by generation, horizon and
 evidence. Labels come from the log as columns (scoring.history), independent of the fold.
+A log that retention has shortened is whole only from where the last of its shortened parts begins.
 
 A document may be as new as the snapshot's moment, or newer by the time that its walk took; what
 such a document had already seen is no part of its label.
@@ -76,25 +77,43 @@ class Truth:
 
     history: History
     erased_ms: Mapping[str, int]  # user -> time of the last erase record
+    shortened_ms: int | None = None  # from when on every part of a shortened log is there
 
     @classmethod
-    def of(cls, log: Iterable[tuple[int, EventBatch]]) -> Truth:
-        """Read a log once."""
+    def of(cls, log: Iterable[tuple[int, EventBatch]], *, files: bool = False) -> Truth:
+        """Read a log once.
+
+        files: it begins with files, which are whole; their offsets count rows over all partitions.
+        Of a log of records each source partition has offsets of its own, and retention deletes by
+        source partition: what begins beyond 0 lacks its beginning, or began with records that were
+        no events, which cannot be told apart. Sources without any value are in no label.
+        """
         erased: dict[str, int] = {}
+        first: dict[tuple[int, int], tuple[int, int]] = {}  # source partition: offset, log time
+        valued: set[int] = set()
 
         def noted() -> Iterator[tuple[int, EventBatch]]:
             for partition, batch in log:
                 for erase in batch.erases:
                     user = batch.users[erase.user]
                     erased[user] = max(erased.get(user, NO_TIME), erase.record_ms)
+                source = batch.events["source"]
+                for one, at in zip(*np.unique(source, return_index=True), strict=True):
+                    begin = (int(batch.offset[at]), int(batch.log_ms[at]))
+                    first.setdefault((partition, int(one)), begin)
+                valued.update(np.unique(source[batch.events["value_micro"] != 0]).tolist())
                 yield partition, batch
 
-        return cls(History.of(noted()), erased)
+        history = History.of(noted())
+        shortened = [ms for (_, one), (offset, ms) in first.items() if offset and one in valued]
+        return cls(history, erased, None if files else max(shortened, default=None))
 
     @property
     def begins_ms(self) -> int | None:
-        """Log time of the first event; labels before it would miss something."""
-        return int(self.history.log_ms.min()) if len(self.history.log_ms) else None
+        """Log time from which on the log is whole; labels before it would miss something."""
+        if not len(self.history.log_ms):
+            return None
+        return int(self.history.log_ms.min()) if self.shortened_ms is None else self.shortened_ms
 
     def mature_ms(self, snapshot_ms: int, days: int, lateness_ms: int) -> int | None:
         """From which log time on a label is known; None where it is already.

@@ -107,7 +107,7 @@ def audit(
             drifted = asyncio.run(auditing.drift(settings, lambda n: tell(n, None)))
         _show_drift(drifted, out)
     # With --drift alone there need be no snapshot yet.
-    facts = {"rows": [], "alarm": False}
+    facts = auditing.unjudged()
     if not drift or src or snapshots.listed(archive):
         from scoring.audit import Thresholds
 
@@ -168,7 +168,10 @@ def _show(facts: dict[str, Any], out: Output) -> None:
             f"{one['snapshot'][:10]} until the log reaches {one['from'][:16]}Z"
         )
     if facts["before_src"]:
-        out.say(f"{len(facts['before_src'])} snapshots are older than the log: name the archive")
+        out.say(
+            f"{len(facts['before_src'])} snapshots are older than the log, or than a part of it "
+            "that retention has shortened: name the archive"
+        )
     if facts["erased"]:
         out.say(f"{facts['erased']} users who were erased since are left out")
     if not rows:

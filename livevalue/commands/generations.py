@@ -43,8 +43,13 @@ def retrain(
         bool, typer.Option("--if-drifted", help="Only where the live users have drifted.")
     ] = False,
     psi: Annotated[
-        float, typer.Option(min=0, help="Population stability index beyond which they have.")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="0.25",
+            help="Population stability index beyond which they have; with --if-drifted.",
+        ),
+    ] = None,
     columns: Columns = "",
     type_: Type = None,
     order_lines: OrderLines = False,
@@ -68,7 +73,11 @@ def retrain(
     from livevalue.jobs.generating import retrain as job
     from livevalue.rejections import lines
     from livevalue.repeating import repeatedly
+    from scoring.drift import DRIFTED
 
+    if psi is not None and not if_drifted:
+        raise typer.BadParameter("--psi is a limit of --if-drifted: give both, or neither")
+    beyond = (DRIFTED if psi is None else psi) if if_drifted else None
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
 
@@ -82,7 +91,7 @@ def retrain(
                     out.say,
                     serve=not publish_only,
                     base=base or (),
-                    drifted_beyond=psi if if_drifted else None,
+                    drifted_beyond=beyond,
                     progress=tell,
                 )
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States, history
+from featurestore.store import FeatureStore
 from featurestore.vector import encode
 from livevalue.jobs import snapshots
 from livevalue.jobs.exporting import live_now, live_stores
@@ -25,6 +26,7 @@ from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import audit as judging
 from scoring import drift as drifting
 from scoring.audit import Row, Thresholds, Truth
+from scoring.scorer import Scorer
 from streams.archive import is_archive
 from streams.row import split
 from streams.settings import Settings
@@ -65,7 +67,8 @@ def audit(
             "takes one, `livevalue archive --every 1h` one a day; labels come with time"
         )
     known = src or ([str(folder)] if is_archive(folder) else []) + [KAFKA]
-    truth = Truth.of(_told(Source(known, settings, options).batches(), progress))
+    source = Source(known, settings, options)
+    truth = Truth.of(_told(source.batches(), progress), files=bool(source.files))
     begins_ms = truth.begins_ms
     if begins_ms is None:
         raise Refused(f"there are no events in {' '.join(known)}: name another SRC")
@@ -119,6 +122,19 @@ def audit(
     }
 
 
+def unjudged() -> dict[str, Any]:
+    """What `audit` gives where there is no snapshot yet."""
+    return {
+        "rows": [],
+        "alarm": False,
+        "snapshots": 0,
+        "waiting": [],
+        "before_src": [],
+        "erased": 0,
+        "log_clock": None,
+    }
+
+
 def _told(log: Any, progress: Callable[[int], None] | None) -> Any:
     """The same log, counted."""
     done = 0
@@ -135,28 +151,39 @@ async def drift(
     """The live users against the training population of the generation that serves.
 
     `psi` is the largest index of any column, None where nothing can be said; `reason` says why.
+    So it is while stores flip to another generation: then two populations are served, and
+    `generation` is None.
     """
     stores = Stores(settings)
     try:
         # Asked first: the pipeline of a deployment without one would publish a generation.
         meta, live = await live_stores(stores.store(), stores.store)
         now_ms = await live_now(meta, live, time.time_ns() // 1_000_000)
-        scorer = (await stores.pipeline_for(min(live))).scorer
-        made = scorer.generation
+        scorers = await _scorers(stores, live)
+        serving = {scorer.generation.id: scorer.generation for scorer in scorers.values()}
+        made = next(iter(serving.values()))
         facts: dict[str, Any] = {
-            "generation": made.id,
+            "generation": made.id if len(serving) == 1 else None,
             "as_of": times.text(now_ms),
             "psi": None,
             "columns": {},
             "reference": None,
         }
+        if len(serving) > 1:
+            names = " and ".join(sorted(one.short for one in serving.values()))
+            reason = (
+                f"a flip is under way, generations {names} both serve: ask again when it has "
+                "ended, which takes a running worker (`livevalue run`)"
+            )
+            return {**facts, "users": 0, "reason": reason}
         reference = made.manifest.reference
         if reference is None:
             what = "is not trained" if made.manifest.family == "prior" else "keeps no population"
             reason = f"generation {made.short} {what}, so there is nothing to compare with"
             return {**facts, "users": 0, "reason": reason}
         tally = drifting.Tally(reference, made.manifest.horizons_s)
-        for partition, store in live.items():
+        for partition, scorer in scorers.items():
+            store = live[partition]
             seen: set[str] = set()
             cursor = ""
             while True:
@@ -198,6 +225,13 @@ async def drift(
         }
     finally:
         await stores.close()
+
+
+async def _scorers(stores: Stores, live: Mapping[int, FeatureStore]) -> dict[int, Scorer]:
+    """Of each partition, since while stores flip two serve; those without events have none."""
+    # Without a watermark a partition names no generation: it would be given that of a first start.
+    begun = [p for p, store in live.items() if (await store.load(p, [])).watermark]
+    return {p: (await stores.pipeline_for(p)).scorer for p in begun or [min(live)]}
 
 
 def write_metrics(file: Path, facts: dict[str, Any], drifted: dict[str, Any] | None) -> None:

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from featurestore.columns import Erase, EventBatch
-from scoring.audit import EVIDENCE, Predicted, Row, Served, Thresholds, Truth, judge, kept, labels
+from scoring.audit import (
+    EVIDENCE,
+    Predicted,
+    Row,
+    Served,
+    Thresholds,
+    Truth,
+    alarms,
+    judge,
+    kept,
+    labels,
+)
 from scoring.history import DAY
 from scoring.metrics import Values
 from tests.scoring.shoplog import START_MS, batches
@@ -82,6 +93,50 @@ def test_a_label_is_mature_only_when_the_log_is_past_horizon_and_lateness() -> N
     assert truth.mature_ms(MOMENT, 90, 3 * DAY) == MOMENT + 93 * DAY
 
 
+def part(
+    partition: int, source: int, days: Sequence[float], *, offset: int = 0, value: float = 1.0
+) -> tuple[int, EventBatch]:
+    """One source partition's log, from a record on."""
+    at = np.arange(len(days))
+    ((_, batch),) = log(at.tolist(), days, [value] * len(at))
+    batch.events["source"] = source
+    # Identities of its own: those of other parts are no repeats.
+    batch.events["id_lo"] += np.uint64(1000 * (10 * partition + source))
+    batch.offset = at + offset
+    return partition, batch
+
+
+def test_a_log_begins_with_its_first_event_where_no_part_is_shortened() -> None:
+    parts = [part(0, 0, [-9, 1]), part(0, 1, [-3, 2]), part(1, 0, [5, 6])]
+    assert Truth.of(parts).begins_ms == MOMENT - 9 * DAY
+    assert Truth.of([]).begins_ms is None
+
+
+def test_a_log_begins_with_the_latest_beginning_of_its_shortened_parts() -> None:
+    parts = [
+        part(0, 0, [-9, 1]),
+        part(0, 1, [-3, -1], offset=7),
+        part(0, 1, [3, 4], offset=9),  # goes on: no beginning
+        part(1, 0, [-7, 2], offset=1),
+        part(1, 1, [5, 6]),
+    ]
+    assert Truth.of(parts).begins_ms == MOMENT - 3 * DAY
+    # As one batch, in any order of the sources.
+    assert Truth.of([parts[0], parts[3]]).begins_ms == MOMENT - 7 * DAY
+
+
+def test_a_shortened_source_without_value_is_in_no_label() -> None:
+    parts = [part(0, 0, [-9, 1]), part(0, 1, [-3, -1], offset=7, value=0.0)]
+    assert Truth.of(parts).begins_ms == MOMENT - 9 * DAY
+    parts.append(part(1, 1, [2.0]))  # what the source says elsewhere has value
+    assert Truth.of(parts).begins_ms == MOMENT - 3 * DAY
+
+
+def test_files_are_no_shortened_log_though_their_offsets_count_over_all_partitions() -> None:
+    parts = [part(0, 0, [-9, 1]), part(1, 0, [-3, -1], offset=7)]
+    assert Truth.of(parts, files=True).begins_ms == MOMENT - 9 * DAY
+
+
 def test_erased_users_are_left_out_and_counted() -> None:
     events = log([0, 1, 2, 3], [-1, -1, -1, -1], [1, 1, 1, 1])
     events.append((0, _erased("u1", MOMENT + DAY)))
@@ -146,6 +201,23 @@ def test_few_users_raise_no_alarm() -> None:
     row = in_all(judge(served(np.full(3, 50.0)), value, value > 0, DAYS, Thresholds()))
     assert row["bias"] == 30
     assert row["alarms"] == []
+
+
+def _row(**more: object) -> Row:
+    right = {"bias": 1.0, "cover80": 0.8, "ngini": 0.8, "ngini_past": 0.5}
+    return {"active": 100, "active_expected": 100.0, **right, **more}
+
+
+def test_many_active_users_are_enough_for_the_level_though_few_were_expected() -> None:
+    assert alarms(_row(active=100, active_expected=3.0, bias=0.1), Thresholds()) == ["bias"]
+    assert alarms(_row(active=3, active_expected=100.0, bias=9.0), Thresholds()) == ["bias"]
+    assert alarms(_row(active=99, active_expected=99.9, bias=0.1), Thresholds()) == []
+
+
+def test_coverage_and_ranking_are_judged_by_users_who_were_active() -> None:
+    off = {"cover80": 0.5, "ngini": 0.1}
+    assert alarms(_row(active=100, **off), Thresholds()) == ["cover80", "ngini"]
+    assert alarms(_row(active=99, active_expected=500.0, **off), Thresholds()) == []
 
 
 def test_two_generations_in_one_snapshot_are_judged_apart() -> None:

@@ -125,6 +125,15 @@ def test_an_empty_bin_is_no_infinity() -> None:
     assert DRIFTED < index < 20
 
 
+def test_an_empty_bin_counts_half_a_user() -> None:
+    empty_then = Bins(edges=(1.0,), shares=(1.0, 0.0))  # of 400 users: .5 / 400
+    came = (0.99 - 1.0) * np.log(0.99 / 1.0) + (0.01 - 0.00125) * np.log(0.01 / 0.00125)
+    assert psi(empty_then, 400, np.array([198, 2])) == pytest.approx(came, rel=1e-9)
+    filled_then = Bins(edges=(1.0,), shares=(0.99, 0.01))  # empty now, of 200 users: .5 / 200
+    went = (1.0 - 0.99) * np.log(1.0 / 0.99) + (0.0025 - 0.01) * np.log(0.0025 / 0.01)
+    assert psi(filled_then, 400, np.array([200, 0])) == pytest.approx(went, rel=1e-9)
+
+
 def test_generations_of_before_keep_their_ids() -> None:
     old = bundled()
     assert old.manifest.reference is None
