@@ -2,7 +2,8 @@
 
 Optuna's journal storage appends what happens, one JSON a line, so a process may die at any time.
 What a search was made with is kept in it; a journal of another log, other settings or another
-search space is refused, since its trials answer another question. One process at a time.
+search space is refused, since its trials answer another question. So is the moment up to which the
+log was looked at: a log that has grown since is the same log. One process at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from scoring.errors import ScoringError
 
@@ -28,16 +31,58 @@ except ImportError as error:
     ) from error
 
 NAME = "livevalue-tune"
-_MADE_WITH = "made_with"
+_MADE_WITH, _VIEW = "made_with", "view"
+# Optuna's first line, around the writer's name
+_FIRST = (
+    b'{"op_code":0,"worker_id":"',
+    b'","study_name":"' + NAME.encode() + b'","directions":[2]}',
+)
 _SAID = {"log": "of another log", "settings": "with other settings", "space": "in another space"}
 
 
-@contextmanager
-def opened(path: Path, made_with: Mapping[str, str]) -> Iterator[optuna.Study]:
-    """The study in a journal, begun or gone on with; what was interrupted in it is given up.
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A journal that is open, and locked."""
 
-    `made_with`: hashes of `log`, `settings` and `space`.
-    """
+    path: Path
+    study: optuna.Study
+
+    @property
+    def view(self) -> dict[str, Any] | None:
+        """What was looked at of the log; None where no search was begun."""
+        attributes = self.study.user_attrs
+        found: dict[str, Any] | None = attributes.get(_VIEW) if _MADE_WITH in attributes else None
+        return found
+
+    def hold(self, made_with: Mapping[str, str], view: Mapping[str, Any]) -> None:
+        """Begin a search or go on with it; what was interrupted in it is given up.
+
+        `made_with`: hashes of `log`, `settings` and `space`.
+        """
+        kept = self.study.user_attrs.get(_MADE_WITH)
+        if kept is None and not self.study.trials:
+            # in this order: a view without the rest is of a search that was never begun
+            self.study.set_user_attr(_VIEW, dict(view))
+            self.study.set_user_attr(_MADE_WITH, dict(made_with))
+        elif kept != made_with:
+            differs = [
+                said for part, said in _SAID.items() if (kept or {}).get(part) != made_with[part]
+            ]
+            self.refuse(" and ".join(differs))
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def refuse(self, what: str) -> NoReturn:
+        """The error of a journal that holds a search `what`, not the one asked for."""
+        raise ScoringError(
+            f"the journal {self.path} holds a search {what}: name another --journal, or delete it"
+            " to begin anew"
+        )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Journal]:
+    """A journal, made where there is none; before the log is read, which may take long."""
     optuna.logging.set_verbosity(logging.ERROR)
     try:
         file = path.open("a+b")
@@ -53,21 +98,7 @@ def opened(path: Path, made_with: Mapping[str, str]) -> Iterator[optuna.Study]:
                 f"another tune writes the journal {path}: wait for it, or name another --journal"
             ) from error
         _mend(path)
-        study = _loaded(path)
-        kept = study.user_attrs.get(_MADE_WITH)
-        if kept is None and not study.trials:
-            study.set_user_attr(_MADE_WITH, dict(made_with))
-        elif kept != made_with:
-            differs = [
-                said for part, said in _SAID.items() if (kept or {}).get(part) != made_with[part]
-            ]
-            raise ScoringError(
-                f"the journal {path} holds a search {' and '.join(differs)}: name another"
-                " --journal, or delete it to begin anew"
-            )
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-        yield study
+        yield Journal(path, _loaded(path))
 
 
 def _mend(path: Path) -> None:
@@ -75,9 +106,9 @@ def _mend(path: Path) -> None:
     raw = path.read_bytes()
     if not raw:
         return
-    first = raw.partition(b"\n")[0]
+    first, newline, _ = raw.partition(b"\n")
     try:
-        ours = "op_code" in json.loads(first)
+        ours = (not newline and _begins(first)) or "op_code" in json.loads(first)
     except (ValueError, TypeError):
         ours = False
     if not ours:
@@ -88,6 +119,17 @@ def _mend(path: Path) -> None:
     if whole < len(raw):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+def _begins(cut: bytes) -> bool:
+    """Is this how a journal's first line begins? Its writer died within it."""
+    head, tail = _FIRST
+    if len(cut) <= len(head):
+        return head.startswith(cut)
+    rest = cut[len(head) :]
+    return cut.startswith(head) and tail.startswith(
+        rest[rest.find(b'"') :] if b'"' in rest else b""
+    )
 
 
 def _loaded(path: Path) -> optuna.Study:

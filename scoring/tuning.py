@@ -1,10 +1,13 @@
 """Tune: search the training settings of the served net, judged on cut-offs of the log itself.
 
-The log is folded once, up to `until`; nothing that arrived at or after it is looked at. The newest
-mature rolling cut-offs validate; the older ones train, with labels that were mature by the first
-validation cut-off, so that each trial is judged forward in time on all users known, as it would
-serve. The objective is the nGini of the exported, calibrated generation, mean over the validation
-cut-offs. Trial 0 is the settings in force: what tuning brings is said against it, with an interval.
+The log is folded once, up to `until`; nothing that arrived at or after it is looked at. Where none
+is given it is the end of the log at the first call, which the journal keeps: a live log grows.
+
+The newest mature rolling cut-offs validate; the older ones train, with labels that were mature by
+the first validation cut-off, so that each trial is judged forward in time on all users known, as it
+would serve. The objective is the nGini of the exported, calibrated generation, mean over the
+validation cut-offs. Trial 0 is the settings in force: what tuning brings is said against it, with
+an interval.
 
 A search is Optuna's TPE with one seed per trial number, so that a search that was stopped and gone
 on with tries what an unbroken one tries. After a fifth of its epochs a trial is pruned when its
@@ -19,21 +22,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featurestore import times
+from featurestore.columns import NO_TIME
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from scoring import metrics
-from scoring.bootstrap import paired_bootstrap
+from scoring.bootstrap import Difference, paired_bootstrap
 from scoring.errors import ScoringError, TooLittleData
 from scoring.examples import Examples, Log, split
-from scoring.journal import opened
-from scoring.retrain import Progress, RetrainSettings, expected, fold_log, scan
+from scoring.journal import Journal
+from scoring.retrain import LogSummary, Progress, RetrainSettings, expected, fold_log, scan
 from scoring.settings import ModelSettings, TrainingSettings
 
 try:
@@ -92,13 +96,38 @@ SPACE = (
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What a search looks at of a log that may grow: what it showed then, before `until_ms`."""
+
+    asked_ms: int | None  # the end asked for
+    until_ms: int  # no later than that, and just past what the log held
+    summary: LogSummary  # so that cut-offs and the users drawn stay the same
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the journal."""
+        return asdict(self)
+
+
+def kept_view(journal: Journal, until_ms: int | None) -> View | None:
+    """Of the search in a journal, None where none was begun; ScoringError if of another end."""
+    kept = journal.view
+    if kept is None:
+        return None
+    view = View(kept["asked_ms"], kept["until_ms"], LogSummary(**kept["summary"]))
+    if until_ms not in (None, view.asked_ms, view.until_ms):
+        journal.refuse(f"up to {times.text(view.asked_ms or view.until_ms)}, not --until")
+    return view
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What all trials share: rows to train on, rows to be judged by."""
 
     train: Examples
     judge: Examples  # all labels of `column` mature
     column: int  # of the horizon that is judged
-    log: str  # hash of what the log shows up to `until`
+    log: str  # hash of what the log shows within `view`
+    view: View
 
     @property
     def horizon_days(self) -> int:
@@ -126,15 +155,14 @@ class Tuned:
     horizon_days: int
     validation_ms: list[int]
     users: int
-    delta: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
+    until_ms: int
+    gain: Difference | None = None  # in nGini; None where the settings in force have none
     settings: dict[str, Any] = field(default_factory=dict)  # of the best, where not as in force
 
     @property
     def better(self) -> bool:
         """Is the gain beyond what another sample of users would show?"""
-        return self.low > 0
+        return self.gain is not None and self.gain.low > 0
 
     def toml(self) -> str:
         """What to paste into livevalue.toml."""
@@ -146,11 +174,12 @@ class Tuned:
             "trials": [_plain(one) for one in self.trials],
             "default": _plain(self.default),
             "best": _plain(self.best),
-            "gain": {"metric": "ngini", "delta": self.delta, "low": self.low, "high": self.high},
+            "gain": {"metric": "ngini", **self.gain._asdict()} if self.gain else None,
             "better": self.better,
             "horizon_days": self.horizon_days,
             "validation_ms": self.validation_ms,
             "users": self.users,
+            "until_ms": self.until_ms,
             "toml": self.toml(),
         }
 
@@ -161,19 +190,22 @@ def prepare(
     features: FeatureSettings,
     sources: Sequence[str],
     until_ms: int | None = None,
+    kept: View | None = None,
     settings: RetrainSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Task:
-    """Fold `log`, called twice as by retrain, up to `until_ms`; TooLittleData if it is short."""
+    """Fold `log`, called twice as by retrain, up to `until_ms`; TooLittleData if it is short.
+
+    `kept`: the view of a search that is gone on with; the log is then called once.
+    """
     settings = settings or RetrainSettings()
     progress("scan", 0, None)
-    summary = scan(_until(log(), until_ms))
-    if not summary.events:
+    view = kept or _view(log(), until_ms)
+    if not view.summary.events:
         raise TooLittleData("no event of a known user before the end asked for: check --until")
     horizons_s = tuple(days * DAY_S for days in model.horizons_days)
-    examples = fold_log(
-        _until(log(), until_ms), summary, features, sources, horizons_s, settings, progress
-    )
+    before = _until(log(), view.until_ms)
+    examples = fold_log(before, view.summary, features, sources, horizons_s, settings, progress)
     if not examples.between.any():
         raise TooLittleData("the log holds no positive value event to predict: check what is value")
     lateness_ms = int(FoldSettings.of(features, sources).lateness_ms.max())
@@ -181,7 +213,7 @@ def prepare(
     for column in range(headline, -1, -1):
         windows = _validation(examples, column, lateness_ms)
         if len(windows):
-            return _task(examples, column, windows, lateness_ms)
+            return _task(examples, column, windows, lateness_ms, view)
     raise TooLittleData(
         "no mature validation cut-off has a mature training cut-off before it: the labels of"
         f" {horizons_s[0] // DAY_S} days are needed twice over, so give a longer log"
@@ -190,7 +222,7 @@ def prepare(
 
 def tune(
     task: Task,
-    journal: Path,
+    journal: Journal,
     *,
     trials: int,
     base: TrainingSettings | None = None,
@@ -210,12 +242,13 @@ def tune(
         "settings": _hash([base.model_dump(mode="json"), seed, windows]),
         "space": _hash([[d.name, d.choices, d.low, d.high, d.log] for d in search.space]),
     }
-    with opened(journal, made_with) as study:
-        while (done := len(_finished(study))) < trials:
-            progress("trials", done, trials)
-            search.one(study, seed)
+    journal.hold(made_with, task.view.as_json())
+    study = journal.study
+    while (done := len(_finished(study))) < trials:
         progress("trials", done, trials)
-        return search.result(study)
+        search.one(study, seed)
+    progress("trials", done, trials)
+    return search.result(study)
 
 
 @dataclass(slots=True)
@@ -244,7 +277,6 @@ class _Search:
 
     def _objective(self, trial: optuna.Trial) -> float:
         chosen = self._settings({d.name: d.suggest(trial) for d in self.space})
-        default = bool(trial.user_attrs.get("default"))
 
         def watch(done: int, total: int, loss: float) -> None:
             if not np.isfinite(loss):
@@ -252,8 +284,8 @@ class _Search:
             step = done * STEPS // total
             if step > (done - 1) * STEPS // total:
                 trial.report(-loss, step)
-                # What the others are held against is never pruned itself.
-                if not default and trial.should_prune():
+                # The settings in force are the first to be finished, so nothing can prune them.
+                if trial.should_prune():
                     raise optuna.TrialPruned
 
         said = self._said(chosen, watch)
@@ -291,6 +323,12 @@ class _Search:
             one for one, trial in zip(trials, finished, strict=True) if _is_default(trial)
         )
         complete = [one for one in trials if one.ngini is not None]
+        if not complete:
+            raise ScoringError(
+                "the settings in force do not train, nor does what was tried: correct training.rate"
+                f" ({self.base.rate:g}) and training.decay ({self.base.decay:g}), or ask for more"
+                " --trials"
+            )
         # of equals the earlier one: the settings in force before any other
         best = max(complete, key=lambda one: (one.ngini or 0.0, -one.number))
         task = self.task
@@ -301,18 +339,22 @@ class _Search:
             task.horizon_days,
             np.unique(task.judge.cutoffs_ms[task.judge.window]).tolist(),
             len(np.unique(task.judge.user)),
+            task.view.until_ms,
+            None if default.ngini is None else Difference(0.0, 0.0, 0.0),
         )
-        if best.number != default.number:
+        if best.number == default.number:
+            return tuned
+        before = self._of(default.settings)
+        tuned.settings = {k: v for k, v in self._of(best.settings).items() if v != before[k]}
+        if default.ngini is not None:
             # A search that was gone on with has not seen its earlier nets: train them again.
             a, b = (
                 self.said[one.number] if one.number in self.said else self._said(one.settings)
                 for one in (best, default)
             )
             value = task.judge.value[:, task.column]
-            found = paired_bootstrap("ngini", value, a, b, task.judge.user, task.judge.window)
-            tuned.delta, tuned.low, tuned.high = found
-            before = self._of(default.settings)
-            tuned.settings = {k: v for k, v in self._of(best.settings).items() if v != before[k]}
+            judge = task.judge
+            tuned.gain = paired_bootstrap("ngini", value, a, b, judge.user, judge.window)
         return tuned
 
     def _tried(self, trial: optuna.trial.FrozenTrial) -> Tried:
@@ -339,6 +381,21 @@ def snippet(settings: Mapping[str, Any]) -> str:
     return "\n".join(["[training]", *lines])
 
 
+def _view(log: Log, asked_ms: int | None) -> View:
+    """All that a log holds before `asked_ms`, by its own clock."""
+    newest = NO_TIME
+
+    def watched() -> Log:
+        nonlocal newest
+        for partition, batch in _until(log, asked_ms):
+            for found in (batch.log_ms, [one.record_ms for one in batch.erases]):
+                newest = max(newest, int(np.max(found, initial=NO_TIME)))
+            yield partition, batch
+
+    summary = scan(watched())
+    return View(asked_ms, newest + 1, summary)
+
+
 def _until(log: Log, until_ms: int | None) -> Log:
     """The log as it stood at `until_ms`; users who come later leave no trace."""
     for partition, batch in log:
@@ -359,7 +416,7 @@ def _validation(examples: Examples, column: int, lateness_ms: int) -> npt.NDArra
 
 
 def _task(
-    examples: Examples, column: int, windows: npt.NDArray[np.int64], lateness_ms: int
+    examples: Examples, column: int, windows: npt.NDArray[np.int64], lateness_ms: int, view: View
 ) -> Task:
     first = int(examples.cutoffs_ms[windows[0]])
     ends = examples.cutoffs_ms[examples.window][:, None] + lateness_ms
@@ -367,7 +424,7 @@ def _task(
     known = replace(examples, mask=examples.mask & (ends <= first), clock_ms=first)
     train = _trimmed(known.rows(np.flatnonzero(known.mask.any(axis=1))))
     judged = np.flatnonzero(np.isin(examples.window, windows) & examples.mask[:, column])
-    return Task(train, examples.rows(judged), column, _shown(examples))
+    return Task(train, examples.rows(judged), column, _shown(examples), view)
 
 
 def _trimmed(rows: Examples) -> Examples:

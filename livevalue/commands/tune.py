@@ -29,7 +29,12 @@ def tune(
         int, typer.Option(min=1, help="Finished ones in all, pruned and earlier ones counted.")
     ] = 30,
     until: Annotated[
-        str, typer.Option(metavar="T", help="Nothing that arrived at T or later is looked at.")
+        str,
+        typer.Option(
+            metavar="T",
+            help="Nothing that arrived at T or later is looked at. Else T is the log's end at the"
+            " first call.",
+        ),
     ] = "",
     journal: Annotated[
         Path, typer.Option(metavar="FILE", help="The same command goes on from it.")
@@ -44,7 +49,8 @@ def tune(
     """Search better training settings, judged on the newest mature cut-offs before T.
 
     Trial 0 is the settings in force, so that you see what tuning brings. Ctrl-C stops it; the
-    same command goes on. Keep what comes after T to judge the result with `livevalue evaluate`.
+    same command goes on, though the log has grown. Keep what comes after T to judge the result
+    with `livevalue evaluate`.
 
     Example:  livevalue tune orders.csv --until 2011-06-01 --trials 30
     """
@@ -73,6 +79,7 @@ def tune(
                 until_ms=until_ms,
                 trials=trials,
                 seed=seed,
+                say=out.say,
                 progress=tell,
             )
     except KeyboardInterrupt:
@@ -106,10 +113,15 @@ def _show(tuned: Tuned, out: Output) -> None:
     if tuned.best.number == tuned.default.number:
         out.say("nothing tried ranks better than the settings in force: keep them")
         return
-    out.say(
-        f"nGini {tuned.delta:+.4f} [{tuned.low:+.4f}, {tuned.high:+.4f}] over the settings in force"
-    )
-    if tuned.better:
+    gain = tuned.gain
+    if gain is not None:
+        out.say(
+            f"nGini {gain.delta:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+            " over the settings in force"
+        )
+    if gain is None:
+        out.say("the settings in force do not train; what was tried best, in livevalue.toml:")
+    elif tuned.better:
         out.say("chosen on these cut-offs, so expect less; to use it, in livevalue.toml:")
     else:
         out.say("within noise: keep the settings in force. What was tried best, all the same:")

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from featurestore import times
 from livevalue.sources import FileOptions, Source
 from scoring import tuning
+from scoring.errors import TooLittleData
+from scoring.journal import opened
 from scoring.tuning import Tuned
 from streams.settings import Settings
 
@@ -21,19 +24,33 @@ def tune(
     until_ms: int | None,
     trials: int,
     seed: int,
+    say: Callable[[str], None],
     progress: Callable[[str, int, int | None], None],
 ) -> tuple[Tuned, dict[str, Any]]:
     """Fold the log once, then try; (result, what of the log was left out)."""
     source = Source(src, settings, options)
-    task = tuning.prepare(
-        source.batches,
-        settings.model,
-        settings.features,
-        settings.kafka.sources,
-        until_ms,
-        progress=progress,
-    )
-    tuned = tuning.tune(
-        task, journal, trials=trials, base=settings.training, seed=seed, progress=progress
-    )
-    return tuned, source.rejections()
+    # before the log is read, which may take long: is the journal free, and may it be written?
+    with opened(journal) as held:
+        kept = tuning.kept_view(held, until_ms)
+        try:
+            task = tuning.prepare(
+                source.batches,
+                settings.model,
+                settings.features,
+                settings.kafka.sources,
+                until_ms,
+                kept,
+                progress=progress,
+            )
+        except TooLittleData:
+            if kept is None:
+                raise
+            held.refuse("of another log")  # that one was long enough
+        say(
+            f"{'as kept in' if kept else 'kept in'} {journal}: the log before"
+            f" {times.text(task.view.until_ms)}, whatever arrives later"
+        )
+        tuned = tuning.tune(
+            task, held, trials=trials, base=settings.training, seed=seed, progress=progress
+        )
+        return tuned, source.rejections()

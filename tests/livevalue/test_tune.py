@@ -1,5 +1,6 @@
 """`livevalue tune`, on a file as people have them."""
 
+import fcntl
 import json
 import os
 import signal
@@ -105,6 +106,47 @@ def test_an_interrupted_search_leaves_a_journal_to_go_on_from(
     assert "goes on from j" in said
     assert run("--trials", "1", "--journal", "j") == 0
     assert "trials, " in capsys.readouterr().out
+
+
+def test_the_same_command_goes_on_though_the_log_has_grown(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--trials", "1") == 0
+    assert "kept in livevalue-tune.journal: the log before 1970-" in capsys.readouterr().out
+    with (tmp_path / "shop.csv").open("a") as file:
+        file.writelines(f"u{i},1971-01-01T00:00:00+00:00,9.5\n" for i in range(50))
+    assert run("--trials", "2", "--json", "-") == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["trials"]) == 2
+    assert "as kept in livevalue-tune.journal: the log before 1970-" in said.err
+    # a log that shows nothing before that is another
+    (tmp_path / "shop.csv").write_text("customer,when,total\nada,1971-01-01T00:00:00Z,1\n")
+    assert run("--trials", "2") == 1
+    assert "of another log: name another --journal" in capsys.readouterr().err
+
+
+def test_a_journal_that_cannot_be_had_is_told_before_the_log_is_read(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_log = ("--until", "1970-01-01")  # refused as soon as the log is looked at
+    assert run(*no_log, "--journal", "nowhere/j") == 1
+    assert "cannot write the journal" in capsys.readouterr().err
+    with (tmp_path / "j").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(*no_log, "--journal", "j") == 1
+        assert "another tune writes the journal j" in capsys.readouterr().err
+    assert run(*no_log, "--journal", "j") == 1
+    assert "check --until" in capsys.readouterr().err
+
+
+def test_nothing_is_gained_over_settings_that_do_not_train(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVEVALUE_TRAINING__RATE", "1e6")
+    assert run("--trials", "1") == 1
+    said = capsys.readouterr().err
+    assert "correct training.rate" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

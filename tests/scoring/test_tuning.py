@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,19 @@ from featurestore.settings import FeatureSettings  # noqa: E402
 from scoring import tuning  # noqa: E402
 from scoring.errors import ScoringError, TooLittleData  # noqa: E402
 from scoring.examples import Log  # noqa: E402
+from scoring.journal import opened  # noqa: E402
+from scoring.retrain import RetrainSettings  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
-from scoring.tuning import Dimension, Task, Tuned, prepare, snippet, tune  # noqa: E402
+from scoring.tuning import (  # noqa: E402
+    Dimension,
+    Task,
+    Tuned,
+    View,
+    kept_view,
+    prepare,
+    snippet,
+    tune,
+)
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, shop  # noqa: E402
 
 BASE = TrainingSettings(width=4, epochs=4, users_per_batch=128, rate=5e-3, least_orders=50)
@@ -46,7 +59,8 @@ def task() -> Task:
 
 
 def tuned(task: Task, journal: Path, trials: int, seed: int = 0) -> Tuned:
-    return tune(task, journal, trials=trials, base=BASE, seed=seed, space=SPACE)
+    with opened(journal) as held:
+        return tune(task, held, trials=trials, base=BASE, seed=seed, space=SPACE)
 
 
 def told(result: Tuned) -> list[tuple[object, ...]]:
@@ -59,12 +73,13 @@ def test_a_stopped_search_goes_on_to_what_an_unbroken_one_finds(task: Task, tmp_
     assert len(first.trials) == 2
     parts = tuned(task, tmp_path / "parts", 4)
     assert told(parts) == told(whole)
-    assert (parts.delta, parts.low, parts.high) == (whole.delta, whole.low, whole.high)
+    assert parts.gain == whole.gain
     assert whole.trials[0].settings == BASE
     assert whole.default.number == 0
     assert whole.best.ngini is not None
     assert whole.default.ngini is not None
-    assert whole.delta == pytest.approx(whole.best.ngini - whole.default.ngini)
+    assert whole.gain is not None
+    assert whole.gain.delta == pytest.approx(whole.best.ngini - whole.default.ngini)
     changed = {name: getattr(whole.best.settings, name) for name in whole.settings}
     assert BASE.model_copy(update=changed) == whole.best.settings
     # nothing is left to do, and nothing is done
@@ -104,11 +119,16 @@ def test_nothing_from_until_on_is_looked_at(task: Task) -> None:
     assert seen.judge.clock_ms > UNTIL_MS >= task.judge.clock_ms
 
 
-def test_training_labels_end_before_the_first_validation_cutoff(task: Task) -> None:
+@pytest.mark.parametrize("late", [timedelta(hours=72), timedelta(days=12)])
+def test_training_labels_are_mature_by_the_first_validation_cutoff(late: timedelta) -> None:
+    settings = FeatureSettings(lateness=late)
+    task = prepare(lambda: log(), MODEL, settings, ["s0"], UNTIL_MS)
+    late_ms = late // timedelta(milliseconds=1)
     first = task.judge.cutoffs_ms[task.judge.window].min()
     reach = np.array(task.train.horizons_s) * 1000
     ends = task.train.cutoffs_ms[task.train.window][:, None] + reach
-    assert (ends[task.train.mask] <= first).all()
+    assert (ends[task.train.mask] + late_ms <= first).all()
+    assert (ends + late_ms > first).any()
     assert task.train.mask[:, task.column].any()
     assert task.judge.mask[:, task.column].all()
     assert task.train.position.max() > 0
@@ -119,7 +139,8 @@ def test_training_labels_end_before_the_first_validation_cutoff(task: Task) -> N
 def test_a_hopeless_trial_is_pruned(task: Task, tmp_path: Path) -> None:
     space = (Dimension("rate", low=1e-7, high=2e-6, log=True), Dimension("width", choices=(2, 8)))
     base = BASE.model_copy(update={"epochs": 6, "rate": 2e-2})
-    done = tune(task, tmp_path / "journal", trials=6, base=base, space=space)
+    with opened(tmp_path / "journal") as held:
+        done = tune(task, held, trials=6, base=base, space=space)
     pruned = [one.number for one in done.trials if one.ngini is None]
     assert pruned
     assert min(pruned) >= tuning.STARTS
@@ -135,28 +156,151 @@ def test_a_journal_of_something_else_is_refused(task: Task, tmp_path: Path) -> N
         tuned(prepared(until_ms=None), journal, 1)
     with pytest.raises(ScoringError, match="with other settings"):
         tuned(task, journal, 1, seed=1)
-    with pytest.raises(ScoringError, match="in another space"):
-        tune(task, journal, trials=1, base=BASE, space=SPACE[:1])
+    with opened(journal) as held, pytest.raises(ScoringError, match="in another space"):
+        tune(task, held, trials=1, base=BASE, space=SPACE[:1])
     assert journal.read_bytes().startswith(before)
     assert len(tuned(task, journal, 1).trials) == 1
 
 
 def test_a_damaged_journal_is_refused_and_a_torn_one_mended(task: Task, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    whole = tuned(task, journal, 1)
+    tuned(task, journal, 1)
     kept = journal.read_bytes()
     journal.write_bytes(kept + b'{"op_code":5,"wor')  # a process died while it wrote
-    assert told(tuned(task, journal, 1)) == told(whole)
+    whole = tuned(task, journal, 2)
+    assert len(whole.trials) == 2
+    assert told(tuned(task, journal, 2)) == told(whole)  # what was written after it can be read
     journal.write_bytes(kept + b"broken\nbroken\n")
     with pytest.raises(ScoringError, match="cannot be read"):
         tuned(task, journal, 1)
-    for foreign in (b'{"user_id": "ada"}\n', b"a,b\n1,2\n", b"17\n"):
+    mine = kept.partition(b"\n")[0]
+    for cut in (1, 10, 26, 27, 40, len(mine) - 30, len(mine) - 1, len(mine)):
+        journal.write_bytes(mine[:cut])  # the first line is cut: nothing was begun
+        with opened(journal) as held:
+            assert (held.view, held.study.trials) == (None, [])
+    for foreign in (
+        b'{"user_id": "ada"}\n',
+        b"a,b\n1,2\n",
+        b"17\n",
+        b"{\n",
+        b"17",
+        b'{"op_code":0,"user":"ada',
+        mine[:60] + b'","study_name":"other',
+    ):
         journal.write_bytes(foreign)
         with pytest.raises(ScoringError, match="not a journal of tune"):
             tuned(task, journal, 1)
         assert journal.read_bytes() == foreign
     with pytest.raises(ScoringError, match="cannot write the journal"):
         tuned(task, tmp_path / "nowhere" / "journal", 1)
+
+
+def test_one_process_at_a_time_writes_a_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with opened(journal), pytest.raises(ScoringError, match="another tune writes"), opened(journal):
+        pass
+    with opened(journal):
+        pass
+
+
+def grown(shown: Callable[[], Log], later: Callable[[], Log]) -> Callable[[], Log]:
+    """A live log: shown once as it was, from then on with what has come since."""
+    calls = iter([shown])
+    return lambda: next(calls, later)()
+
+
+def test_a_log_that_grows_is_the_same_log_when_gone_on_with(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    user, time_ms, micro = shop(400, 240)
+    before = time_ms < UNTIL_MS
+    few = before & (user < 300)  # the scan has gone past a partition that grows meanwhile
+
+    def shown(keep: np.ndarray) -> Log:
+        return batches(user[keep], time_ms[keep], micro[keep])
+
+    def some(kept: View | None, log: Callable[[], Log]) -> Task:
+        drawn = RetrainSettings(most_users=200)
+        return prepare(log, MODEL, FeatureSettings(), ["s0"], None, kept, drawn)
+
+    task = some(None, grown(lambda: shown(few), lambda: shown(before)))
+    assert task.view.until_ms == int(time_ms[few].max()) + 1
+    tuned(task, journal, 1)
+    everything = np.ones(len(time_ms), bool)
+    with opened(journal) as held:
+        kept = kept_view(held, None)
+        assert kept == task.view == kept_view(held, task.view.until_ms)
+        with pytest.raises(ScoringError, match=r"search up to 1997-.*name another --journal"):
+            kept_view(held, UNTIL_MS + 1)
+    again = some(kept, lambda: shown(everything))
+    assert again.log == task.log
+    assert len(tuned(again, journal, 2).trials) == 2
+    # and without the kept view it would be another
+    assert some(None, lambda: shown(everything)).log != task.log
+
+
+def test_an_end_that_is_still_to_come_is_the_end_of_the_log_at_the_first_call() -> None:
+    def far(days: int, kept: View | None = None) -> Task:
+        user, time_ms, micro = shop(200, 240)
+        keep = time_ms < START_MS + days * DAY_MS
+        log = list(batches(user[keep], time_ms[keep], micro[keep]))
+        settings = FeatureSettings()
+        return prepare(lambda: log, MODEL, settings, ["s0"], START_MS + 999 * DAY_MS, kept)
+
+    first = far(200)
+    assert far(240, first.view).log == first.log != far(240).log
+
+
+def test_settings_that_do_not_train_say_so(task: Task, tmp_path: Path) -> None:
+    hopeless = BASE.model_copy(update={"rate": 1e6})
+    with (
+        opened(tmp_path / "one") as held,
+        pytest.raises(ScoringError, match=r"do not train.*correct training.rate \(1e\+06\)"),
+    ):
+        tune(task, held, trials=1, base=hopeless, space=SPACE[:1])
+    # others that do are no gain over what is unknown
+    space = (Dimension("rate", choices=(5e-3, 6e-3)),)
+    with opened(tmp_path / "more") as held:
+        found = tune(task, held, trials=4, base=hopeless, space=space)
+    assert found.default.ngini is None
+    assert found.best.ngini is not None
+    assert found.gain is None
+    assert not found.better
+    assert found.as_json()["gain"] is None
+    assert found.settings == {"rate": found.best.settings.rate}
+
+
+def test_what_the_others_are_held_against_is_never_pruned(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "STARTS", 0)
+    monkeypatch.setattr(tuning, "WARM_UP", 0)
+    slow = BASE.model_copy(update={"rate": 1e-7})  # worse than whatever else is tried
+    space = (Dimension("rate", choices=(2e-2, 1e-2)),)
+
+    def search(trials: int) -> Tuned:
+        with opened(tmp_path / "journal") as held:
+            return tune(task, held, trials=trials, base=slow, space=space)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scoring.tuning.expected", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search(1)
+    found = search(3)
+    assert found.trials[0] == found.default
+    assert found.default.ngini is not None
+    assert found.default.settings == slow
+
+
+def test_a_log_too_short_for_the_headline_is_judged_on_a_shorter_horizon() -> None:
+    def horizon_days(days: int) -> int:
+        rows = shop(200, days)
+        return prepare(lambda: batches(*rows), MODEL, FeatureSettings(), ["s0"]).horizon_days
+
+    assert horizon_days(50) == 7
+    assert horizon_days(120) == 30
 
 
 def test_what_cannot_be_tuned_says_why() -> None:
