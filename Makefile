@@ -13,7 +13,7 @@ DEMO ?=
 CHAOS ?=
 TESTS ?= tests
 # Test files side by side; each job has an embedded stack of its own.
-JOBS ?= 3
+JOBS ?= 2
 # In the order of their names: those that take long begin first.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 30

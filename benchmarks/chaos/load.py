@@ -296,13 +296,18 @@ class Feeder:
                         transactional_id=f"{self._kafka.app}-upstream",
                         transaction_timeout_ms=10_000,
                         linger_ms=2,
+                        request_timeout_ms=8_000,
+                        delivery_timeout_ms=10_000,  # two minutes by default
                     )
                     producer.init_transactions()
                 if self._rng.random() < _ABORTED:
                     self._abort_one(producer, batch[0])
                 producer.begin_transaction()
-                for message in batch:
-                    self._put(producer, message.partition, message.key, message.value)
+                put = [self._put(producer, m.partition, m.key, m.value) for m in batch]
+                producer.flush()
+                for future in put:
+                    # kafka-python 3.0.12 commits without a record that it has given up.
+                    future.get(timeout=0)
                 producer.commit_transaction()
                 batch = []
             except Exception:  # noqa: BLE001 - whatever a producer says: another one, all again
@@ -337,6 +342,6 @@ class Feeder:
         producer.abort_transaction()
         self.sent["aborted"] += 3
 
-    def _put(self, producer: KafkaProducer, where: int, key: bytes | None, value: bytes) -> None:
+    def _put(self, producer: KafkaProducer, where: int, key: bytes | None, value: bytes) -> Any:
         topic = self._kafka.sources[INTERACTION]
-        producer.send(topic, value=value, key=key, partition=where)
+        return producer.send(topic, value=value, key=key, partition=where)

@@ -93,6 +93,8 @@ def test_an_interrupted_search_leaves_a_journal_to_go_on_from(
         env=QUICK,
         stdout=subprocess.PIPE,
         text=True,
+        # whoever starts the tests in the background may have SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         until = time.monotonic() + 60
         # op 6 with state 1 ends a trial
