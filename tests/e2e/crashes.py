@@ -154,6 +154,11 @@ class Crashes:
 
     def _announce(self) -> None:
         """Build a store aside up to here, and name it as the next."""
+        if len(self._deployment.watermarks()) < self._deployment.settings.kafka.partitions:
+            self.send()  # nothing serves yet: the point that was asked for first is this one
+            worker = self._start()
+            self._deployment.settle()
+            worker.kill()
         self._announced = name = f"aside-{self._number}"
         asyncio.run(self._build(name))
         self.send()
@@ -165,7 +170,7 @@ class Crashes:
             aside = stores.store(name)
             pipeline = builder(aside, settings, await stores.generation(""))
             ids = log_id(settings, await asyncio.to_thread(topics.topic_ids, settings))
-            limits = {p: m.positions for p, m in await self._marks(stores)}
+            limits = {p: m.positions for p, m in await self._marks(stores) if m is not None}
             await backfill_kafka(pipeline, range(settings.kafka.partitions), ids, limits)
             for p in range(settings.kafka.partitions):
                 await stores.store().set_next(p, name)
