@@ -153,3 +153,14 @@ def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:,.2f}" if abs(cell) >= 0.005 or cell == 0 else f"{cell:.2g}"
     return str(cell)
+
+
+def measured(value: float | None) -> str:
+    """A metric for people: rankings need three digits; amounts do not.
+
+    >>> measured(0.68751), measured(545.2), measured(None)
+    ('0.688', '545.2', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _show(facts: dict[str, Any], out: Output) -> None:
                     row["generation"],
                     row["evidence"],
                     f"{row['users']:,}",
-                    *(_text(row[name]) for name in _SHOWN),
+                    *(measured(row[name]) for name in _SHOWN),
                     "".join(f"! {name} " for name in row["alarms"]).strip(),
                 )
                 for row in of
@@ -194,10 +194,3 @@ def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     shown = list(drifted["columns"].items())[:_TOP]
     out.table(("column", "PSI", ""), ((name, f"{x:.3f}", band(x)) for name, x in shown))
     out.say("")
-
-
-def _text(value: float | None) -> str:
-    """Rankings need three digits; amounts do not."""
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, measured
 from livevalue.srcs import Columns, OrderLines, Type
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _show(report: Report, out: Output) -> None:
             (
                 (
                     f"{row['model']} #{row['seed']}" if row["seed"] else row["model"],
-                    *(_text(row["metrics"][name]) for name in _SHOWN),
+                    *(measured(row["metrics"][name]) for name in _SHOWN),
                 )
                 for row in rows
             ),
@@ -130,21 +130,14 @@ def _show(report: Report, out: Output) -> None:
                     row["as_of"][:10],
                     row["horizon_days"],
                     row["metric"],
-                    _text(row["delta"]),
-                    f"{_text(row['low'])} to {_text(row['high'])}",
+                    measured(row["delta"]),
+                    f"{measured(row['low'])} to {measured(row['high'])}",
                 )
                 for row in report.comparisons
             ),
         )
     for note in report.notes:
         out.say(f"note: {note}")
-
-
-def _text(value: float | None) -> str:
-    """Rankings need three digits; amounts do not."""
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def parse_days(text: str) -> int:
