@@ -38,7 +38,7 @@ def main() -> int:
     runs = exact = 0
     with Stack.started(folder / "stack") as stack:
         settings = crash_settings(stack.bootstrap, stack.redis_url, "crashes.")
-        with Deployment(settings, folder) as deployment:
+        with Deployment(settings, folder, forks=False) as deployment:
             crashes = Crashes(deployment)
             for point in points:
                 for times in [chosen.times] if chosen.together else [1] * chosen.times:

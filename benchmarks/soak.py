@@ -144,7 +144,7 @@ def main() -> int:
         settings = soaked(
             deployment_settings(stack.bootstrap, stack.redis_url, "soak.", worker={"clock": "wall"})
         )
-        with Deployment(settings, folder) as deployment:
+        with Deployment(settings, folder, forks=False) as deployment:
             found = soak(deployment, 60 * chosen.minutes, chosen.rate, chosen.users)
     print(json.dumps(found.line()), flush=True)
     return 0 if found.well else 1

@@ -174,7 +174,7 @@ def main() -> int:
 
     with Stack.started(folder / "stack") as stack:
         settings = deployment_settings(stack.bootstrap, stack.redis_url, "up.", partitions=4)
-        with Deployment(settings, folder) as deployment:
+        with Deployment(settings, folder, forks=False) as deployment:
             found = roll(deployment, old, say)
     print(json.dumps(found), flush=True)
     well = (

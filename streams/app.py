@@ -319,5 +319,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(name)
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """`python -m streams.app`."""
     run(_settings())
+
+
+if __name__ == "__main__":
+    main()

@@ -106,7 +106,7 @@ def run(scenario: Scenario, folder: Path, say: Say = lambda text: None) -> Resul
     folder.mkdir(parents=True, exist_ok=True)
     with Stack.started(folder / "stack") as stack:
         settings = chaos_settings(stack.bootstrap, stack.redis_url, scenario)
-        with Deployment(settings, folder) as deployment:
+        with Deployment(settings, folder, forks=False) as deployment:
             _keep_all(settings)
             return _Run(scenario, stack, deployment, say).result()
 

@@ -137,7 +137,7 @@ def main() -> int:
     results: dict[str, list[float]] = {}
     with Stack.started(folder / "stack") as stack:
         settings = chaos_settings(stack.bootstrap, stack.redis_url, Scenario())
-        with Deployment(settings, folder) as deployment:
+        with Deployment(settings, folder, forks=False) as deployment:
             for name in ("w0", "w1"):
                 deployment.start(name)
             feeder = load.Feeder(settings.kafka, 500, 1, chosen.rate, lambda _: over.is_set())

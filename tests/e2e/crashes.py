@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from livevalue.jobs.replaying import digest_live, replay_source
 from livevalue.jobs.storing import backfill
 from livevalue.sources import FileOptions
 from streams import topics
-from streams.app import run
 from streams.backfill import backfill_kafka, builder
 from streams.crashpoints import VARIABLE
 from streams.errors import Stale
@@ -35,7 +32,6 @@ from tests.e2e.deployment import (
     Deployment,
     WorkerProcess,
     deployment_settings,
-    environment,
     send_all,
     some_events,
 )
@@ -55,14 +51,12 @@ def crash_settings(bootstrap: str, redis_url: str, prefix: str) -> Settings:
 
 
 class Crashes:
-    """Crashes of one deployment, one after the other. forks: see Forked."""
+    """Crashes of one deployment, one after the other."""
 
-    def __init__(self, deployment: Deployment, *, forks: bool = False) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self._events: Iterator[tuple[int, dict[str, Any]]] = iter(some_events(10**6, USERS))
-        self._worker: WorkerProcess | Forked | None = None
-        self._forks = forks
-        self._forked: list[Forked] = []
+        self._worker: WorkerProcess | None = None
         self._number = 0
         self._announced = ""
 
@@ -114,15 +108,9 @@ class Crashes:
     def close(self) -> None:
         """Stop what still runs."""
         self._stop()
-        for worker in self._forked:
-            worker.kill()
 
-    def _start(self, **more: str) -> WorkerProcess | Forked:
-        if not self._forks:
-            return self._deployment.start(f"w{self._number}", **more)
-        log = self._deployment.folder / f"w{self._number}.log"
-        self._forked.append(Forked(self._deployment.settings, log, more))
-        return self._forked[-1]
+    def _start(self, **more: str) -> WorkerProcess:
+        return self._deployment.start(f"w{self._number}", **more)
 
     def _stop(self) -> None:
         worker, self._worker = self._worker, None
@@ -205,36 +193,3 @@ class Crashes:
     def _backfill(self, name: str) -> dict[str, Any]:
         settings = self._deployment.settings
         return asyncio.run(backfill(settings, ["kafka"], name, None, FileOptions(), jobs=1))
-
-
-class Forked:
-    """A worker as a process of its own, without the seconds that importing takes.
-
-    It is forked from a server that has imported the worker and done nothing else.
-    """
-
-    def __init__(self, settings: Settings, log: Path, more: Mapping[str, str]) -> None:
-        self._process = _FORKS.Process(target=_work, args=(environment(settings), more, log))
-        self._process.start()
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        """kill -9, as a fault does."""
-        self._process.kill()
-        self._process.join()
-
-
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["streams.app", "onnxruntime"])
-
-
-def _work(settings: Mapping[str, str], more: Mapping[str, str], log: Path) -> None:
-    """What `python -m streams.app` does, in a fork."""
-    os.environ.update({**settings, **more})
-    with log.open("ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    run(Settings())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
@@ -27,6 +27,7 @@ from featurestore.partitioner import partition
 from featurestore.settings import StoreSettings
 from streams import topics
 from streams.settings import KafkaSettings, Settings, WorkerSettings
+from tests.forks import WORKER, Fork, run
 
 ROOT = Path(__file__).resolve().parents[2]
 START_MS = 1_700_000_000_000
@@ -72,19 +73,30 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """One worker as a supervisor would run it, its log in a file."""
+    """One worker as a supervisor would run it, its log in a file.
 
-    def __init__(self, settings: Settings, log: Path, root: Path = ROOT, **more: str) -> None:
+    fork: started within milliseconds (tests.forks); else from nothing, by another version's code
+    where `root` is the folder of one.
+    """
+
+    def __init__(
+        self, settings: Settings, log: Path, root: Path = ROOT, *, fork: bool = False, **more: str
+    ) -> None:
         self.log = log
-        self._output: IO[bytes] = log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "streams.app"],
-            cwd=root,  # of the code that runs: another version's, in a rolling restart
-            env={**os.environ, **environment(settings), **more},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        env = {**os.environ, **environment(settings), **more}
+        self._process: Fork | subprocess.Popen[bytes]
+        if fork:
+            self._process = Fork(WORKER, [], cwd=root, env=env, stdout=log)
+            return
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "streams.app"],
+                cwd=root,  # of the code that runs: another version's, in a rolling restart
+                env=env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
@@ -135,10 +147,15 @@ class WorkerProcess:
 
 @dataclass
 class Deployment:
-    """Topics, processes and helpers around one Settings."""
+    """Topics, processes and helpers around one Settings.
+
+    forks: whether workers and commands are forked (tests.forks), as suits tests, or start from
+    nothing, as suits what measures.
+    """
 
     settings: Settings
     folder: Path
+    forks: bool = True
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
     sent: int = 0
 
@@ -162,9 +179,25 @@ class Deployment:
         return self.settings.kafka.sources
 
     def start(self, name: str = "w0", **more: str) -> WorkerProcess:
-        worker = WorkerProcess(self.settings, self.folder / f"{name}.log", ROOT, **more)
+        log = self.folder / f"{name}.log"
+        worker = WorkerProcess(self.settings, log, ROOT, fork=self.forks, **more)
         self.workers[name] = worker
         return worker
+
+    def command(self, *words: str, timeout: float = 100.0) -> subprocess.CompletedProcess[str]:
+        """`livevalue WORDS` to its end, run in our folder with our settings."""
+        env = {**os.environ, **environment(self.settings), "PYTHONPATH": str(ROOT)}
+        if self.forks:
+            return run(words, cwd=self.folder, env=env, timeout=timeout)
+        return subprocess.run(
+            [sys.executable, "-m", "livevalue", *words],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
 
     @property
     def producer(self) -> KafkaProducer:

@@ -23,7 +23,7 @@ def test_a_worker_that_dies_once_at_every_named_point_leaves_everything_exact(
     url = stack.redis_url.rsplit("/", 1)[0] + f"/{_DATABASE}"
     settings = crash_settings(stack.bootstrap, url, topic_prefix)
     with Deployment(settings, tmp_path) as deployment:
-        crashes = Crashes(deployment, forks=True)
+        crashes = Crashes(deployment)
         try:
             for point in POINTS:  # a crash on the way back from the crash before
                 crashes.crash(point)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -23,11 +21,9 @@ from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
 from streams import topics
 from tests.e2e.deployment import (
-    ROOT,
     Deployment,
     WorkerProcess,
     deployment_settings,
-    environment,
     send_all,
     some_events,
 )
@@ -54,15 +50,7 @@ def livevalue(
     deployment: Deployment, *words: str, code: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """A command as a process, which must end with `code`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "livevalue", *words],
-        cwd=deployment.folder,
-        env={**os.environ, **environment(deployment.settings), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = deployment.command(*words)
     assert done.returncode == code, done.stderr
     return done
 

@@ -172,6 +172,7 @@ def test_an_erased_user_leaves_no_document_and_a_tombstone(deployment: Deploymen
 
 def test_a_worker_serves_metrics_and_says_that_it_is_ready(deployment: Deployment) -> None:
     send_all(deployment, list(some_events(1000, 50)))
+    deployment.forks = False  # from nothing: what it loads is looked at
     worker = deployment.start()
     deployment.settle()
     (line,) = worker.lines("serving metrics")

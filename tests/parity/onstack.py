@@ -91,15 +91,7 @@ def verified(settings: Settings, **options: Any) -> dict[str, Any]:
 
 def command(deployment: Deployment, *words: str, code: int = 0) -> dict[str, Any]:
     """What a command, run as a person runs it, writes as JSON; one clear line where it refuses."""
-    done = subprocess.run(
-        [sys.executable, "-m", "livevalue", *words, "--json", "-"],
-        cwd=deployment.folder,
-        env={**os.environ, **environment(deployment.settings), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = deployment.command(*words, "--json", "-")
     assert done.returncode == code, done.stderr + done.stdout
     if code == 0 or done.stdout.startswith("{"):
         found: dict[str, Any] = json.loads(done.stdout)
