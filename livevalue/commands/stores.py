@@ -46,7 +46,9 @@ def backfill(
     generation: Annotated[
         str, typer.Option(metavar="G", help="Score with this one; without, the champion.")
     ] = "",
-    jobs: Annotated[int, typer.Option(min=0, help="Processes for the topics; 0: one a core.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Processes for the topics; 0: up to one a core, by the log.")
+    ] = 0,
     columns: Columns = "",
     type_: Type = None,
     order_lines: OrderLines = False,

@@ -19,8 +19,9 @@ from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, dump
 from streams import topics
 from streams.archive import archive
-from streams.backfill import backfill_files, builder, in_parallel
+from streams.backfill import backfill_files, backfill_kafka, builder, in_parallel
 from streams.errors import LogFileError, Stale
+from streams.kafkalog import KafkaLog
 from streams.replay import Progress, Replayed, digest_of
 from streams.settings import Settings
 from streams.stores import Stores
@@ -28,6 +29,8 @@ from streams.topics import log_id
 
 _FLIP_S = 600.0  # patience with the workers of a large store
 _LOOK_S = 0.5
+# A process takes as long to start as it takes to fold so many.
+_RECORDS_A_JOB = 100_000
 
 
 async def list_stores(settings: Settings) -> dict[str, Any]:
@@ -121,19 +124,26 @@ async def build(
         done.counts.update(files.counts)
     if source.kafka:
         identity = log_id(settings, await asyncio.to_thread(topics.topic_ids, settings))
-        log = await asyncio.to_thread(
-            in_parallel,
-            settings,
-            store.name,
-            dump(served),
-            identity,
-            jobs or min(os.cpu_count() or 1, settings.kafka.partitions),
-            limits,
-            progress,
-        )
+        jobs = jobs or await _jobs(settings)
+        if jobs == 1:
+            pipeline = builder(store, settings, served)
+            everything = range(settings.kafka.partitions)
+            log = await backfill_kafka(pipeline, everything, identity, limits, progress)
+        else:
+            work = (settings, store.name, dump(served), identity, jobs, limits, progress)
+            log = await asyncio.to_thread(in_parallel, *work)
         done.events += log.events
         done.counts.update(log.counts)
     return done
+
+
+async def _jobs(settings: Settings) -> int:
+    """Processes that the topics are worth: one a core, fewer for a short log."""
+    partitions = settings.kafka.partitions
+    async with KafkaLog(settings.kafka) as log:
+        edges = [(await log.starts(p), await log.ends(p)) for p in range(partitions)]
+    records = sum(sum(ends) - sum(starts) for starts, ends in edges)
+    return max(1, min(os.cpu_count() or 1, partitions, records // _RECORDS_A_JOB))
 
 
 async def flip(

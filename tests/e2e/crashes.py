@@ -192,4 +192,5 @@ class Crashes:
 
     def _backfill(self, name: str) -> dict[str, Any]:
         settings = self._deployment.settings
-        return asyncio.run(backfill(settings, ["kafka"], name, None, FileOptions(), jobs=1))
+        # By processes of its own: they die, we do not.
+        return asyncio.run(backfill(settings, ["kafka"], name, None, FileOptions(), jobs=2))
