@@ -103,6 +103,12 @@ def build(manifest: Manifest, files: Mapping[str, bytes]) -> Generation:
     return load({MANIFEST: manifest.encode(), **files})
 
 
+def with_unit(made: Generation, unit: str) -> Generation:
+    """The same generation for values of this unit."""
+    files = {name: made.files[name] for name in made.manifest.sha256}
+    return build(made.manifest.model_copy(update={"unit": unit}), files)
+
+
 def dump(generation: Generation) -> dict[str, bytes]:
     """File name -> bytes, manifest included."""
     return dict(generation.files)

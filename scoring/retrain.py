@@ -31,12 +31,15 @@ from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
 from scoring import metrics
 from scoring.bootstrap import paired_bootstrap
+from scoring.carries import carry_rows
 from scoring.drift import with_reference
 from scoring.errors import RegistryError, ScoringError, TooLittleData
 from scoring.examples import DAY_MS, ExampleBuilder, Examples, Log, rolling_cutoffs
-from scoring.generation import Generation, prior
+from scoring.generation import Generation, prior, with_unit
 from scoring.registry import Registry
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.splits import held_out
+from scoring.trainable import family
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
 Values = npt.NDArray[np.float64]
@@ -175,21 +178,15 @@ def _train(
     tell: Progress,
 ) -> tuple[Generation, Examples]:
     """(generation, held-out rows that it was not trained on)."""
-    try:
-        from scoring import training as trainer
-    except ImportError as error:
-        raise ScoringError(
-            "retrain needs torch: install the package with its extra `train`"
-        ) from error
-
     chosen = training or TrainingSettings(seed=settings.seed)
-    trained = trainer.train(examples, chosen, tell)
-    made = trainer.generation(
-        trained, examples, unit=unit, calibrate_on=trainer.newest(examples, settings.windows)
-    )
+    kind = family(chosen.family)
+    held = held_out(examples, chosen)
+    known = examples if kind.holds_out else examples.rows(~held)
+    days = [seconds // 86_400 for seconds in examples.horizons_s]
+    made = kind.make(known, days, chosen, windows=settings.windows, progress=tell)
+    made = with_unit(made, unit)
     newest = examples.rows(examples.window == examples.window.max())
     made = with_reference(made, newest, expected(made, newest)[0])
-    held = trainer.held_out(examples, chosen)
     return made, examples.rows(held & examples.mask.any(axis=1))
 
 
@@ -209,8 +206,6 @@ def _column(rows: Examples, headline: int) -> int:
 
 def expected(made: Generation, rows: Examples) -> tuple[Values, Values]:
     """(N, H) expected values and P(active) of examples by the served files."""
-    from scoring.training import carry_rows
-
     got = made.model.predict(carry_rows(made, rows), rows.features[:, None])
     return got.expected[:, 0].astype(np.float64), got.p_active[:, 0].astype(np.float64)
 

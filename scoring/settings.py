@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+Loss = Literal["ziln", "mse", "mae", "huber", "tweedie", "binary"]
 
 
 class ModelSettings(BaseModel):
@@ -53,22 +58,38 @@ class ModelSettings(BaseModel):
 
 
 class TrainingSettings(BaseModel):
-    """How the net is trained. The defaults train 24,000 users x 8 cut-offs within minutes.
+    """How the model is trained. The defaults train 24,000 users x 8 cut-offs within minutes.
 
     `livevalue tune` searches for better ones on a log of one's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(32, ge=2, le=256, description="of one minGRU layer; past 32 gains nothing")
+    family: str = Field(
+        "mingru", description="what retrain trains; `livevalue evaluate --models list` shows them"
+    )
+    loss: Loss = Field(
+        "ziln",
+        description="of the value: ziln, mse, mae, huber, tweedie; binary learns only whether",
+    )
+    optimizer: Optimizer = Field(
+        "adamw", description="sgd (Nesterov, wants a rate of .01 to .1), adam or adamw"
+    )
+    width: int = Field(
+        32, ge=2, le=256, description="of what reads the events; past 32 a minGRU gains nothing"
+    )
     epochs: int | None = Field(
         None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
     )
     patience: int = Field(4, ge=1, description="epochs without a better held-out loss, at least")
     users_per_batch: int = Field(256, ge=1, description="sequences in one step of the optimizer")
-    rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    decay: float = Field(1e-2, ge=0, description="weight decay of AdamW")
+    rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    decay: float = Field(1e-2, ge=0, description="weight decay")
+    l1: float = Field(0.0, ge=0, description="weight of the sum of the weights' magnitudes")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the head's first hidden layer")
     held_out: float = Field(0.15, gt=0, lt=1, description="share of users for early stopping")
     least_orders: int = Field(200, ge=1, description="active rows below which nothing is trained")
+    teacher_weight: float = Field(
+        0.5, ge=0, le=1, description="share of a teacher in the loss, where a net has one"
+    )
     seed: int = Field(0, description="of the first weights, the order of users and who is held out")

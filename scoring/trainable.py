@@ -1,51 +1,110 @@
-"""The models that `evaluate` can train: name, what it is, and how one is made from examples.
+"""The models that `retrain` and `evaluate` can train: name, what it is, and how one is made.
 
-torch is imported by the one that needs it, when it is made.
+torch is imported by the ones that need it, when they are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from scoring.errors import ScoringError
 from scoring.examples import Examples
 from scoring.generation import Generation, prior
-from scoring.retrain import RetrainSettings
 from scoring.settings import ModelSettings, TrainingSettings
 
-DAY_S = 86_400
+WINDOWS = 3  # newest mature cut-offs that calibrate
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class Make(Protocol):
+    """Examples -> a generation ready to score; `examples` may be None for what does not train."""
+
+    def __call__(
+        self,
+        examples: Examples | None,
+        horizons: Sequence[int],
+        how: TrainingSettings,
+        *,
+        windows: int = WINDOWS,
+        progress: Progress | None = None,
+    ) -> Generation:
+        """`horizons` in days; `windows`: newest mature cut-offs that calibrate."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """One model: `make(examples, horizons_days, training)` gives a generation ready to score."""
+    """One model."""
 
     about: str
-    make: Callable[[Examples | None, Sequence[int], TrainingSettings], Generation]
+    make: Make
     trains: bool = True  # needs examples
     seeded: bool = True  # another seed gives another model
+    holds_out: bool = False  # it leaves splits.held_out aside by itself
+
+
+def family(name: str) -> Trainable:
+    """What the setting `training.family` names."""
+    kinds = {key: kind for key, kind in TRAINED.items() if kind.trains and key != SERVED}
+    if name not in kinds:
+        raise ScoringError(
+            f"no family is called {name!r}: set training.family to one of {', '.join(kinds)}"
+        )
+    return kinds[name]
+
+
+SERVED = "served"
 
 
 def _served(
-    examples: Examples | None, horizons: Sequence[int], how: TrainingSettings
+    examples: Examples | None,
+    horizons: Sequence[int],
+    how: TrainingSettings,
+    *,
+    windows: int = WINDOWS,
+    progress: Progress | None = None,
 ) -> Generation:
     """As scoring.retrain makes the generation that it publishes."""
-    try:
-        from scoring import training
-    except ImportError as error:
-        raise ScoringError(
-            "`served` is trained with torch: install the package with its extra `train`, or name"
-            " other --models"
-        ) from error
-    assert examples is not None
-    trained = training.train(examples, how)
-    newest = training.newest(examples, RetrainSettings().windows)
-    return training.generation(trained, examples, calibrate_on=newest)
+    made = family(how.family).make
+    return made(examples, horizons, how, windows=windows, progress=progress)
+
+
+def _net(name: str) -> Make:
+    """A net of scoring.zoo.NETS, trained by scoring.training."""
+
+    def make(
+        examples: Examples | None,
+        horizons: Sequence[int],
+        how: TrainingSettings,
+        *,
+        windows: int = WINDOWS,
+        progress: Progress | None = None,
+    ) -> Generation:
+        try:
+            from scoring import training
+        except ImportError as error:
+            raise ScoringError(
+                f"`{name}` is trained with torch: install the package with its extra `train`, or"
+                " name another family (`livevalue evaluate --models list`)"
+            ) from error
+        assert examples is not None
+        chosen = how.model_copy(update={"family": name})
+        trained = training.train(examples, chosen, progress)
+        newest = training.newest(examples, windows)
+        return training.generation(trained, examples, calibrate_on=newest)
+
+    return make
 
 
 def _linear(
-    examples: Examples | None, horizons: Sequence[int], how: TrainingSettings
+    examples: Examples | None,
+    horizons: Sequence[int],
+    how: TrainingSettings,
+    *,
+    windows: int = WINDOWS,
+    progress: Progress | None = None,
 ) -> Generation:
     from scoring.zoo import linear
 
@@ -53,12 +112,20 @@ def _linear(
     return linear.train(examples)
 
 
-def _prior(examples: Examples | None, horizons: Sequence[int], how: TrainingSettings) -> Generation:
+def _prior(
+    examples: Examples | None,
+    horizons: Sequence[int],
+    how: TrainingSettings,
+    *,
+    windows: int = WINDOWS,
+    progress: Progress | None = None,
+) -> Generation:
     return prior(ModelSettings(horizons_days=tuple(horizons), headline=f"d{max(horizons)}"))
 
 
 TRAINED: dict[str, Trainable] = {
-    "served": Trainable("minGRU and features, as exported and served", _served),
+    SERVED: Trainable("what retrain makes (setting training.family), as served", _served),
+    "mingru": Trainable("minGRU beside the features", _net("mingru"), holds_out=True),
     "linear": Trainable("linear two-part model on the features", _linear, seeded=False),
     "prior": Trainable("the untrained start of a deployment", _prior, trains=False, seeded=False),
 }

@@ -43,16 +43,16 @@ def made_linear() -> Generation:
 
 def made_mingru() -> Generation:
     torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-    from scoring.zoo.mingru import GRAPH, WEIGHTS
-    from scoring.zoo.mingru_net import Net, Scaling, export
+    from scoring.nets import Frame, Scaling
+    from scoring.zoo.mingru_net import Net, export
 
     torch.manual_seed(0)
     scale = np.ones(len(NAMES), np.float32)
     scale[3] = 0  # constant in training
     features = Scaling(np.zeros(len(NAMES), np.float32), scale)
     tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
-    net = Net(tokens, features, 3, NAMES.index("log_mean_order_value"), width=8, static=STATIC)
-    graph, weights = export(net)
+    offset = NAMES.index("log_mean_order_value")
+    net = Net(Frame(tokens, features, 3, offset, static=STATIC), width=8)
     manifest = Manifest(
         family="mingru",
         horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
@@ -62,7 +62,7 @@ def made_mingru() -> Generation:
     )
     from scoring.generation import build
 
-    return build(manifest, {GRAPH: graph, WEIGHTS: weights})
+    return build(manifest, export(net))
 
 
 MAKERS: dict[str, Callable[[], Generation]] = {

@@ -16,8 +16,9 @@ from torch import Tensor  # noqa: E402
 
 from scoring.generation import Manifest, build  # noqa: E402
 from scoring.interface import Floats  # noqa: E402
-from scoring.zoo.mingru import GRAPH, WEIGHTS, MinGRU  # noqa: E402
-from scoring.zoo.mingru_net import CLIP, Net, Scaling, export  # noqa: E402
+from scoring.nets import CLIP, Frame, Scaling  # noqa: E402
+from scoring.zoo.mingru import MinGRU  # noqa: E402
+from scoring.zoo.mingru_net import Net, export  # noqa: E402
 
 T, F, H, W = 7, 21, 3, 32
 STATIC = 8  # the first columns are the same at all query times
@@ -29,7 +30,7 @@ def make_net(seed: int = 0) -> Net:
     tokens = Scaling.of(r.normal(1, 3, (500, T)).astype(np.float32))
     features = r.normal(2, 2, (500, F)).astype(np.float32)
     features[:, 5] = 3.0  # constant in training
-    net = Net(tokens, Scaling.of(features), H, offset=2, width=W, static=STATIC)
+    net = Net(Frame(tokens, Scaling.of(features), H, offset=2, static=STATIC), width=W)
     net.log_cap.fill_(7.0)
     with torch.no_grad():
         net.out.weight.mul_(3)
@@ -42,8 +43,7 @@ def manifest(**changes: object) -> Manifest:
 
 
 def serve(net: Net) -> MinGRU:
-    graph, weights = export(net)
-    model = build(manifest(), {GRAPH: graph, WEIGHTS: weights}).model
+    model = build(manifest(), export(net)).model
     assert isinstance(model, MinGRU)
     return model
 

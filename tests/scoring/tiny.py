@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from scoring.generation import Generation, Manifest, build  # noqa: E402
-from scoring.zoo.mingru import GRAPH, WEIGHTS  # noqa: E402
-from scoring.zoo.mingru_net import Net, Scaling, export  # noqa: E402
+from scoring.nets import Frame, Scaling  # noqa: E402
+from scoring.zoo.mingru_net import Net, export  # noqa: E402
 
 HORIZONS_S = (7 * 86_400, 30 * 86_400, 90 * 86_400)
 
@@ -20,15 +20,14 @@ def tiny(
     """Same arguments, same bytes."""
     torch.manual_seed(0)
     r = np.random.default_rng(0)
-    net = Net(
+    frame = Frame(
         Scaling.of(r.normal(size=(50, tokens)).astype(np.float32)),
         Scaling.of(r.normal(size=(50, features)).astype(np.float32)),
         len(HORIZONS_S),
         offset=offset,
-        width=width,
     )
+    net = Net(frame, width)
     with torch.no_grad():
         net.out.bias.add_(bias)
-    graph, weights = export(net)
     manifest = Manifest(family="mingru", horizons_s=HORIZONS_S, seen_types=("purchase",))
-    return build(manifest, {GRAPH: graph, WEIGHTS: weights})
+    return build(manifest, export(net))
