@@ -178,6 +178,10 @@ class Pipeline:
         crashpoints.passing("after_load")
         clocks = _clocks(before, after, len(self.settings.kafka.sources))
         folded = fold(users.states, batch, clocks, self._fold_settings(before, base))
+        # An erasure takes what was said, too: `previous` would tell of it, where the user's next
+        # event stands in the same batch.
+        told = users.states.erased_ms != folded.states.erased_ms
+        users.last[told] = self.scorer.no_last(int(told.sum()))
         users.states = folded.states
         users.settled, users.head = self.scorer.advance(folded, users.settled, users.head)
 

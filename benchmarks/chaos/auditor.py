@@ -15,6 +15,12 @@ featurestore.twin.Twin), one partition at a time in one piece, and compares with
 - outputs twice: a (user, revision) seen twice; backwards: a revision below an earlier one;
 - dead letters missing, doubled, or wrong in reason or raw bytes.
 
+A user who was erased and did nothing since must have a null as the last word on `scores`, and in
+Redis a state that holds the marker and no event, no document, no rank and no date; of one who came
+back only what is later than the erasure counts, and no document names one from before it as
+`previous`. A record that an erasure covers may be a dead letter, if its batch ended before the
+erasure was read, but under no other reason than it had then.
+
 Values themselves are not computed here: `livevalue verify` replays the log and compares them.
 """
 
@@ -25,14 +31,14 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore import times
-from featurestore.columns import NO_TIME, Outcome
+from featurestore.columns import NO_TIME, EventBatch, Outcome
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States
 from featurestore.twin import Twin
@@ -51,15 +57,17 @@ _PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "
 _MICRO = 1_000_000
 
 Place = tuple[str, int, int]  # topic, partition, offset
+_Letter = tuple[str, Any]  # reason, the record
 
 
 @dataclass
 class Audit:
-    """What was found; all zero where the protocol holds, but for the first four."""
+    """What was found; all zero where the protocol holds, but for the first five."""
 
     records: int = 0  # in the log
     events: int = 0  # that count: folded, by the twin
     users: int = 0  # with at least one of them
+    erased: int = 0  # users who were erased at least once
     letters: int = 0  # that are due
     lost: int = 0
     applied_twice: int = 0
@@ -106,20 +114,23 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
     logs = [_by_partition(read(kafka, topic)) for topic in kafka.sources]
     scores = _by_partition(read(kafka, kafka.scores))
     published = _by_partition(read(kafka, kafka.published))
-    due: dict[Place, tuple[str, Any]] = {}
+    due, may = dict[Place, _Letter](), dict[Place, _Letter]()
     for p in range(kafka.partitions):
-        wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, found)
+        wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, may, found)
         sent = _Sent(scores.get(p, ()), found)
         sent.look_for_holes(_boundaries(published.get(p, ())))
         held = _held(settings, client, p, list(wanted))
-        for user, side in wanted.items():
-            _compare_state(user, side, held[user][0], found)
-            _compare_output(user, side, held[user][1], sent.last.get(user), found)
+        for user, want in wanted.items():
+            _compare_state(user, want, held[user], found)
+            if want.side.events:
+                _compare_output(user, want.side, held[user].document, sent.last.get(user), found)
+            else:
+                _compare_forgotten(user, held[user], sent, found)
         for user in sent.last.keys() - wanted.keys():
             if sent.last[user] is not None:
                 found.users_wrong += 1
                 found.show("nobody in the log", user)
-    _compare_letters(due, read(kafka, kafka.dlq), found)
+    _compare_letters(due, may, read(kafka, kafka.dlq), found)
     return found
 
 
@@ -158,16 +169,25 @@ def _by_partition(records: Sequence[Any]) -> dict[int, list[Any]]:
 # ---- what should be
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a user's state must be."""
+
+    side: Side
+    erased_ms: int | None  # marker of the latest erasure
+
+
 def _fold(
     settings: Settings,
     p: int,
     logs: Sequence[Sequence[Any]],
-    due: dict[Place, tuple[str, Any]],
+    due: dict[Place, _Letter],
+    may: dict[Place, _Letter],
     found: Audit,
-) -> dict[str, Side]:
-    """The log of one partition through the slow twins: -> users with at least one event.
+) -> dict[str, _Wanted]:
+    """The log of one partition through the slow twins: -> users with an event or an erasure.
 
-    Adds the dead letters that must exist to `due`.
+    Adds the dead letters that must exist to `due`, those that may to `may`.
     """
     sources = settings.kafka.sources
     rules = FoldSettings.of(settings.features, sources)
@@ -181,21 +201,61 @@ def _fold(
     batch = merge(decoded)
     twin = Twin(rules)
     outcomes = twin.fold(batch)
-    for outcome, event, offset in zip(outcomes, batch.events, batch.offset.tolist(), strict=True):
+    places = [
+        (int(event["source"]), offset)
+        for event, offset in zip(batch.events, batch.offset.tolist(), strict=True)
+    ]
+
+    def park(letters: dict[Place, _Letter], i: int, outcome: Outcome) -> None:
+        s, offset = places[i]
+        letters[sources[s], p, offset] = (_PARKED[outcome], at[s][offset])
+
+    covered = []
+    for i, outcome in enumerate(outcomes):
         if outcome in _PARKED:
-            s = int(event["source"])
-            due[sources[s], p, offset] = (_PARKED[outcome], at[s][offset])
-    sides = {name: user.head(rules) for name, user in twin.users.items()}
-    wanted = {name: side for name, side in sides.items() if side.events}
-    found.users += len(wanted)
-    found.events += sum(len(side.events) for side in wanted.values())
+            park(due, i, outcome)
+        elif outcome is Outcome.ERASED:
+            covered.append(i)
+    # As it was before the latest erasure of each user came, before the one before that, …
+    earlier = batch
+    while covered:
+        earlier = _without_latest(earlier)
+        before = Twin(rules).fold(earlier)
+        for i in covered:
+            if before[i] in _PARKED:
+                park(may, i, before[i])
+        covered = [i for i in covered if before[i] is Outcome.ERASED]
+
+    wanted = {
+        name: _Wanted(side, user.erased_ms)
+        for name, user in twin.users.items()
+        if (side := user.head(rules)).events or user.erased_ms is not None
+    }
+    found.users += sum(1 for want in wanted.values() if want.side.events)
+    found.erased += sum(1 for want in wanted.values() if want.erased_ms is not None)
+    found.events += sum(len(want.side.events) for want in wanted.values())
     return wanted
+
+
+def _without_latest(batch: EventBatch) -> EventBatch:
+    """The batch without each user's latest erasure."""
+    latest: dict[int, int] = {}
+    for erase in batch.erases:
+        latest[erase.user] = max(erase.record_ms, latest.get(erase.user, erase.record_ms))
+    return replace(batch, erases=[e for e in batch.erases if e.record_ms < latest[e.user]])
 
 
 # ---- what is
 
 
-_Held = tuple[Any, bytes | None]  # the state's head, the document
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What Redis says of a user."""
+
+    head: Any
+    erased_ms: int
+    document: bytes | None
+    listed: bool  # with a rank, or with a date to be scored again
 
 
 def _held(settings: Settings, client: redis.Redis, p: int, users: list[str]) -> dict[str, _Held]:
@@ -205,10 +265,15 @@ def _held(settings: Settings, client: redis.Redis, p: int, users: list[str]) -> 
     found: dict[str, _Held] = {}
     for first in range(0, len(users), _PAGE):
         page = users[first : first + _PAGE]
-        states = cast(list[Any], client.mget([f"lv:{store}:{{{p}}}:s:{user}" for user in page]))
+        rows = cast(list[Any], client.mget([f"lv:{store}:{{{p}}}:s:{user}" for user in page]))
         documents = cast(list[Any], client.mget([f"lv:{{{p}}}:v:{user}" for user in page]))
-        heads = States.decode(page, [split(row)[0] if row else None for row in states]).head
-        found.update(zip(page, zip(heads, documents, strict=True), strict=True))
+        ranks = cast(list[Any], client.zmscore(f"lv:{{{p}}}:top", page))
+        dates = cast(list[Any], client.zmscore(f"lv:{store}:{{{p}}}:due", page))
+        states = States.decode(page, [split(row)[0] if row else None for row in rows])
+        for i, user in enumerate(page):
+            listed = ranks[i] is not None or dates[i] is not None
+            erased_ms = int(states.erased_ms[i])
+            found[user] = _Held(states.head[i], erased_ms, documents[i], listed)
     return found
 
 
@@ -220,12 +285,16 @@ class _Sent:
         self._found = found
         self._revisions: dict[str, list[int]] = defaultdict(list)  # in order of sending
         self._before: list[tuple[str, int, int]] = []  # user, revision, the one before it
+        self._since: dict[str, int] = {}  # when the history of the last document began
         for record in records:
             user = record.key.decode()
             self.last[user] = record.value
-            if record.value is not None:
-                document = json.loads(record.value)
-                self._take(user, document["revision"], document["previous"])
+            if record.value is None:
+                self._since[user] = NO_TIME  # whatever comes is later
+                continue
+            document = json.loads(record.value)
+            self._look_back(user, document)
+            self._take(user, document["revision"], document["previous"])
 
     def _take(self, user: str, revision: int, previous: Mapping[str, Any] | None) -> None:
         said = self._revisions[user]
@@ -238,6 +307,20 @@ class _Sent:
         said.append(revision)
         if previous is not None:
             self._before.append((user, revision, int(previous["revision"])))
+
+    def _look_back(self, user: str, document: Mapping[str, Any]) -> None:
+        """A history that begins later than it did is one of which something was forgotten.
+
+        What was said before that is not to be named. One that is named and was never sent is of
+        the same transaction, and later.
+        """
+        since, said = times.parse(document["history"]["first_event_at"]), self._revisions[user]
+        forgot = bool(said) and since > self._since[user]
+        previous = document["previous"]
+        if forgot and previous is not None and previous["revision"] <= max(said):
+            self._found.users_wrong += 1
+            self._found.show("previous from before an erasure", user, document["revision"])
+        self._since[user] = since
 
     def look_for_holes(self, boundaries: Sequence[int]) -> None:
         """Find revisions that were never sent, and that no transaction explains.
@@ -267,7 +350,8 @@ def _boundaries(published: Sequence[Any]) -> list[int]:
 _TYPED = ("browses", "purchases", "interactions")
 
 
-def _compare_state(user: str, side: Side, head: Any, found: Audit) -> None:
+def _compare_state(user: str, want: _Wanted, held: _Held, found: Audit) -> None:
+    side, head = want.side, held.head
     counts = [int(n) for n in head["counts"]]
     lost = sum(max(0, w - h) for w, h in zip(side.counts, counts, strict=True))
     twice = sum(max(0, h - w) for w, h in zip(side.counts, counts, strict=True))
@@ -279,7 +363,12 @@ def _compare_state(user: str, side: Side, head: Any, found: Audit) -> None:
     if lost or twice:
         found.show("counts", user, side.counts, counts, identity, (side.id_hi, side.id_lo))
         return
-    differs = {name: (wanted, have) for name, wanted, have in _fields(side, head) if wanted != have}
+    marker = ("erased_ms", _time(want.erased_ms), held.erased_ms)
+    differs = {
+        name: (wanted, have)
+        for name, wanted, have in (marker, *_fields(side, head))
+        if wanted != have
+    }
     if differs:
         found.users_wrong += 1
         found.show("state", user, differs)
@@ -323,6 +412,16 @@ def _compare_output(
         found.show("history", user, differs)
 
 
+def _compare_forgotten(user: str, held: _Held, sent: _Sent, found: Audit) -> None:
+    """Erased, and nothing since."""
+    if held.document is not None or held.listed:
+        found.users_wrong += 1
+        found.show("not forgotten", user, held.document, held.listed)
+    if user not in sent.last or sent.last[user] is not None:
+        found.outputs_missing += 1
+        found.show("no tombstone", user, sent.last.get(user))
+
+
 def _history(side: Side) -> dict[str, int | None]:
     """What a document must say of the past: millionths, milliseconds, counts."""
     return {
@@ -344,7 +443,10 @@ def _exact(said: Any) -> int | None:
 
 
 def _compare_letters(
-    due: Mapping[Place, tuple[str, Any]], records: Sequence[Any], found: Audit
+    due: Mapping[Place, _Letter],
+    may: Mapping[Place, _Letter],
+    records: Sequence[Any],
+    found: Audit,
 ) -> None:
     found.letters = len(due)
     came: Counter[Place] = Counter()
@@ -357,11 +459,11 @@ def _compare_letters(
         )
         came[place] += 1
         reason = headers[f"{_CONNECT}exception.class.name"].removeprefix("livevalue.")
-        if place not in due:
+        if (right := due.get(place) or may.get(place)) is None:
             found.letters_wrong += 1
             found.show("letter not due", place, reason)
             continue
-        wanted, record = due[place]
+        wanted, record = right
         whole = headers["livevalue.raw"] == "whole"
         same = (letter.key, letter.value) == (record.key, record.value)
         if reason != wanted or not (whole and same):

@@ -6,7 +6,14 @@ records that are no events at all. Which of two conflicting events counts, what 
 a session is depends on the order of the log, so a log folded in another order shows.
 
 Browses and purchases come from an idempotent producer, interactions in transactions: one in ten
-aborts with events that must never count, and markers take offsets.
+aborts with events and an erasure that must never count, and markers take offsets.
+
+Every few thousand messages some users are erased, as `livevalue erase` does it: a record on every
+source, all of one timestamp, which no record before it in its topic has passed. So the load comes
+to rest first: with a lateness that is a second or two of the run, records in flight would else be
+settled before an erasure that they outlive (docs/adr/0007). On purpose a new event stands before
+the erasure that was made after it, and counts, and another stands behind it that was made before
+it, and does not.
 
 Same seed, same messages; what a producer must send again after an error adds repeats.
 """
@@ -21,7 +28,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kafka.errors import KafkaError  # type: ignore[import-untyped]
@@ -39,6 +46,9 @@ _FAR_FUTURE_MS = 4_000_000_000_000  # beyond any record timestamp
 _TRANSACTION_S = 0.2
 _ABORTED = 0.1
 _IN_FLIGHT = 2_000  # records that a producer may hold before the load waits for it
+_ERASE_EVERY = 2_500  # messages
+_ERASE_FIRST = 400
+_ERASED = 8  # users at a time
 
 INTERACTION = 2
 _TYPES = ("browse", "purchase", "interaction")
@@ -62,11 +72,25 @@ class Message:
     source: int
     partition: int
     key: bytes | None
-    value: bytes
+    value: bytes | None
     kind: str
+    timestamp_ms: int | None = None  # None: when it is sent
 
 
-def messages(users: int, seed: int, kafka: KafkaSettings) -> Iterator[Message]:
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """Some users are to be forgotten.
+
+    Timestamps are offsets from the moment of the erasure.
+    """
+
+    before: tuple[Message, ...]  # stand before it and were made after it
+    erases: tuple[Message, ...]
+    after: tuple[Message, ...]  # stand behind it and were made before it
+    kind: str = "erasure"
+
+
+def messages(users: int, seed: int, kafka: KafkaSettings) -> Iterator[Message | Erasure]:
     """Endless.
 
     >>> settings = KafkaSettings(partitions=4)
@@ -81,6 +105,9 @@ def messages(users: int, seed: int, kafka: KafkaSettings) -> Iterator[Message]:
     number = 0
     while True:
         number += 1
+        if number % _ERASE_EVERY == _ERASE_FIRST:
+            yield _erasure(rng, number, users, kafka)
+            continue
         source = rng.choices(range(len(_TYPES)), _SHARES)[0]
         kind = rng.choices([*kinds, "plain"], [*weights, plain])[0]
         if kind in ("repeat", "conflict") and not recent[source]:
@@ -123,6 +150,30 @@ def _event(rng: random.Random, number: int, users: int, source: int) -> dict[str
     elif source == INTERACTION:
         event["action"] = rng.choice(_ACTIONS)
     return event
+
+
+def _erasure(rng: random.Random, number: int, users: int, kafka: KafkaSettings) -> Erasure:
+    """Of users of whom some have hardly come yet, and some have come often."""
+    before, erases, after = list[Message](), list[Message](), list[Message]()
+    for n, chosen in enumerate(rng.sample(range(users), min(_ERASED, users))):
+        key = f"u{chosen}".encode()
+        where = partition(key.decode(), kafka.partitions, kafka.partitioner)
+
+        def event(
+            kind: str, shift_ms: int, n: int = n, key: bytes = key, where: int = where
+        ) -> Message:
+            source = rng.randrange(len(_TYPES))
+            said = _event(rng, number, users, source)
+            said |= {"event_id": f"{kind}{number}.{n}", "user_id": key.decode()}
+            return Message(source, where, key, json.dumps(said).encode(), kind, shift_ms)
+
+        if rng.random() < 0.5:
+            before.append(event("ahead", 1))
+        order = rng.sample(range(len(_TYPES)), len(_TYPES))
+        erases += [Message(source, where, key, None, "erase", 0) for source in order]
+        if rng.random() < 0.5:
+            after.append(event("behind", -rng.randrange(2)))
+    return Erasure(tuple(before), tuple(erases), tuple(after))
 
 
 def _bad(rng: random.Random, event: dict[str, Any], source: int, kafka: KafkaSettings) -> Message:
@@ -181,6 +232,7 @@ class Feeder:
         self._again: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._interactions: queue.Queue[Message] = queue.Queue(_IN_FLIGHT)
         self._flying = 0
+        self._handed = self._committed = 0  # interactions
         self._guard = threading.Lock()
         self._threads = [
             threading.Thread(target=target, daemon=True, name=name)
@@ -223,18 +275,39 @@ class Feeder:
                     began = time.monotonic() - sent / self._rate
                 sent += 1
                 self.sent[message.kind] += 1
-                if message.source == INTERACTION:
+                if isinstance(message, Erasure):
+                    self._erase(producer, message)
+                elif message.source == INTERACTION:
                     self._hand_over(message)
                 else:
                     self._send(producer, message)
                 self._send_again(producer)
             self._ended.set()
-            while self._flying and not self._halt.is_set():
-                self._send_again(producer)
-                self._halt.wait(0.05)
+            self._land(producer)
         finally:
             self._ended.set()
             producer.close(timeout=2)
+
+    def _erase(self, producer: KafkaProducer, erasure: Erasure) -> None:
+        """Everything before it is in the log; then step by step, so that the order is as said."""
+        while self._committed < self._handed and not self._halt.is_set():
+            self._send_again(producer)
+            self._halt.wait(0.02)
+        self._land(producer)
+        now_ms = int(time.time() * 1000)
+        for step in (erasure.before, erasure.erases, erasure.after):
+            for message in step:
+                self.sent[message.kind] += 1
+                at = now_ms + (message.timestamp_ms or 0)
+                self._send(producer, replace(message, timestamp_ms=at))
+            self._land(producer)
+        self._halt.wait(0.002)  # what comes now was made after it
+
+    def _land(self, producer: KafkaProducer) -> None:
+        """Wait until all that was sent is acknowledged."""
+        while (self._flying or not self._again.empty()) and not self._halt.is_set():
+            self._send_again(producer)
+            self._halt.wait(0.01)
 
     def _producer(self, **options: Any) -> KafkaProducer:
         return KafkaProducer(**topics.connection(self._kafka), **options)
@@ -243,6 +316,7 @@ class Feeder:
         while not self._halt.is_set():
             with contextlib.suppress(queue.Full):
                 self._interactions.put(message, timeout=0.2)
+                self._handed += 1
                 return
 
     def _send(self, producer: KafkaProducer, message: Message) -> None:
@@ -256,6 +330,7 @@ class Feeder:
                 value=message.value,
                 key=message.key,
                 partition=message.partition,
+                timestamp_ms=message.timestamp_ms,
             )
         except KafkaError:
             self._failed(message)
@@ -309,6 +384,7 @@ class Feeder:
                     # kafka-python 3.0.12 commits without a record that it has given up.
                     future.get(timeout=0)
                 producer.commit_transaction()
+                self._committed += len(batch)
                 batch = []
             except Exception:  # noqa: BLE001 - whatever a producer says: another one, all again
                 self.sent["transactions again"] += 1
@@ -338,10 +414,13 @@ class Feeder:
                 "action": "like",
             }
             self._put(producer, like.partition, b"u0", json.dumps(ghost).encode())
+        self._put(producer, like.partition, like.key or b"u0", None)
         producer.flush()
         producer.abort_transaction()
-        self.sent["aborted"] += 3
+        self.sent["aborted"] += 4
 
-    def _put(self, producer: KafkaProducer, where: int, key: bytes | None, value: bytes) -> Any:
+    def _put(
+        self, producer: KafkaProducer, where: int, key: bytes | None, value: bytes | None
+    ) -> Any:
         topic = self._kafka.sources[INTERACTION]
         return producer.send(topic, value=value, key=key, partition=where)

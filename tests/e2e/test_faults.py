@@ -66,7 +66,8 @@ def _own_topics(settings: Settings) -> Settings:
 def test_the_auditor_finds_nothing_where_nothing_is_wrong(settled: Deployment) -> None:
     found = settled.audit()
     assert found.clean, found
-    assert found.records > found.events > 1_000 and found.users == 60 and found.letters > 20
+    assert found.records > found.events > 1_000 and 55 < found.users <= 60 and found.letters > 20
+    assert found.erased > 15
 
 
 def test_the_auditor_counts_an_event_dropped_from_a_state(settled: Deployment) -> None:
@@ -101,6 +102,66 @@ def test_the_auditor_counts_a_document_that_is_not_the_last_one_sent(settled: De
     _doctored(settled, key, row.replace(b'"v":1', b'"v":2'), row, {"outputs_missing": 1})
 
 
+def test_the_auditor_sees_what_an_erasure_has_left_or_has_not_said(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, row, user = _forgotten(settled)
+    p = key.partition(b"{")[2].partition(b"}")[0]
+    document, ranks = b"lv:{%b}:v:%b" % (p, user), b"lv:{%b}:top" % p
+    state, score = split(row)
+    states = States.decode(["x"], [state])
+    states.settled["counts"][0, 0] += 1
+    settled.redis.set(document, b"{}")
+    wanted = {"applied_twice": 1, "users_wrong": 1}
+    _doctored(settled, key, join(states.encode()[0], score), row, wanted)
+    settled.redis.delete(document)
+    states = States.decode(["x"], [state])
+    assert states.erased_ms[0] > load.START_MS
+    states.erased_ms -= 1  # another erasure's marker
+    settled.redis.zadd(ranks, {user: 1.0})
+    _doctored(settled, key, join(states.encode()[0], score), row, {"users_wrong": 2})
+    settled.redis.zrem(ranks, user)
+
+    scores = settled.read(settled.settings.kafka.scores)
+    untold = [r for r in scores if not (r.key == user and r.value is None)]
+    assert len(untold) < len(scores)
+    # And whoever comes back must not be compared with what was.
+    last = {r.key: i for i, r in enumerate(untold) if r.value}
+    sent = {(r.key, json.loads(r.value)["revision"]) for r in untold if r.value}
+    at = next(
+        i
+        for user, i in last.items()
+        if (before := json.loads(untold[i].value)["previous"])
+        and (user, before["revision"]) in sent
+    )
+    untold.insert(at, untold[at]._replace(value=None))
+    one = _audit_of(settled, monkeypatch, settled.settings.kafka.scores, untold)
+    assert _wrong(one) == {"outputs_missing": 1, "users_wrong": 1}
+    assert {e[0] for e in one.examples} == {"no tombstone", "previous from before an erasure"}
+
+
+def test_an_erasure_has_taken_what_was_made_before_it_and_nothing_else(
+    settled: Deployment,
+) -> None:
+    kafka = settled.settings.kafka
+    records = [r for topic in kafka.sources for r in settled.read(topic)]
+    erases = [r for r in records if r.value is None]
+    # On every source under one timestamp.
+    assert set(Counter((r.key, r.timestamp) for r in erases).values()) == {3}
+    kinds = [
+        (event["event_id"], r)
+        for r in records
+        if r.value and (event := _event(r.value)) and event["event_id"][:2] in ("ah", "be")
+    ]
+    for name, r in kinds:
+        own = [e for e in erases if e.key == r.key and abs(e.timestamp - r.timestamp) <= 1]
+        (here,) = [e for e in own if e.topic == r.topic]
+        ahead = name.startswith("ahead")
+        assert (r.offset < here.offset) is ahead
+        assert (r.timestamp > here.timestamp) is ahead
+    assert len({name[0] for name, _ in kinds}) == 2
+
+
 def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     settled: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,12 +172,7 @@ def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     own = [r for r in scores if r.key == often]
 
     def found(which: str, records: list[Any]) -> Audit:
-        def doctored(kafka: Any, topic: str) -> list[Any]:
-            return records if topic == which else read(kafka, topic)
-
-        with monkeypatch.context() as patched:
-            patched.setattr("benchmarks.chaos.auditor.read", doctored)
-            return settled.audit()
+        return _audit_of(settled, monkeypatch, which, records)
 
     one = found(kafka.scores, [*scores, own[-1]])
     assert _wrong(one) == {"outputs_twice": 1}
@@ -130,6 +186,37 @@ def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     assert _wrong(found(kafka.dlq, [*letters, letters[0]])) == {"letters_twice": 1}
     other = letters[0]._replace(value=b"other bytes")
     assert _wrong(found(kafka.dlq, [other, *letters[1:]])) == {"letters_wrong": 1}
+
+
+def _audit_of(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch, which: str, records: list[Any]
+) -> Audit:
+    """The audit, were these the records of a topic."""
+
+    def doctored(kafka: Any, topic: str) -> list[Any]:
+        return records if topic == which else read(kafka, topic)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("benchmarks.chaos.auditor.read", doctored)
+        return settled.audit()
+
+
+def _event(value: bytes) -> dict[str, Any]:
+    """An event, or an empty one of what is none."""
+    try:
+        said = json.loads(value)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) and "event_id" in said else {}
+
+
+def _forgotten(settled: Deployment) -> tuple[bytes, bytes, bytes]:
+    """Key, row and name of a user who was erased and did nothing since."""
+    for key in settled.redis.scan_iter("lv:main:*:s:*"):
+        row: Any = settled.redis.get(key)
+        if States.decode(["x"], [split(row)[0]]).head["last_ms"][0] == NO_TIME:
+            return key, row, key.rpartition(b":")[2]
+    raise AssertionError("everybody came back")
 
 
 def _a_state(settled: Deployment) -> tuple[bytes, bytes]:

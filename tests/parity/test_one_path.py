@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from featurestore.digest import exact_fields
 from streams.codec import Codec
 from tests.featurestore.logs import assert_same_side
-from tests.parity.nasty import Laid, Quiet, laid, nasty
+from tests.parity.nasty import START_MS, Laid, Quiet, Sent, laid, nasty
 from tests.parity.playing import (
     Order,
     Played,
@@ -121,3 +123,23 @@ async def test_an_erased_user_holds_only_what_was_produced_after_the_erase(mixed
         assert int(head["counts"].sum()) <= len(after)
         assert int(head["first_record_ms"]) > gone.timestamp
         assert user in documents
+
+
+@pytest.mark.parametrize("batches", [[1, 1, 1], [1, 2]], ids=["on its own", "with the return"])
+async def test_who_returns_after_an_erasure_is_compared_with_nothing_from_before_it(
+    batches: list[int],
+) -> None:
+    shape = settings(True, 1)
+
+    def purchase(name: str, at: int) -> Sent:
+        said = {"type": "purchase", "event_id": name, "user_id": "ada", "amount": "5"}
+        value = json.dumps(said | {"event_time": START_MS + at}).encode()
+        return Sent("purchase", b"ada", value, START_MS + at)
+
+    erase = Sent("purchase", b"ada", None, START_MS + 2)
+    log = laid([purchase("a", 1), erase, purchase("b", 3)], shape.kafka)
+    played = Played(shape, generation())
+    await played.play(log, iter([(0, [(0, count)]) for count in batches]))
+    document = json.loads(await played.store.document(0, "ada") or b"")
+    assert document["history"]["orders"] == 1
+    assert document["previous"] is None
