@@ -25,6 +25,7 @@ from featurestore.settings import ValueSettings
 from scoring.errors import ScoringError
 from scoring.generation import Generation
 from scoring.interface import Prediction
+from scoring.lifetime import lifetime, lifetimes
 from scoring.settings import ModelSettings
 
 DIGITS = 5
@@ -66,6 +67,12 @@ class Documents:
         self._start, self._end = _template(
             self.horizons, model, value, self._unseen, generation.short
         )
+        self._days = tuple(seconds // 86_400 for seconds in generation.model.horizons_s)
+        named = [b'"%b":%%b' % name.encode() for name in self.horizons]
+        # by how many horizons a user is older than: one that has passed is not named
+        self._lifetime = [
+            b',"lifetime":{' + b",".join(named[passed:]) + b"}" for passed in range(len(named))
+        ]
         self._previous = (
             b'{"revision":%d'
             + b"".join(b',"%b":%%b' % name.encode() for name in self.horizons)
@@ -107,6 +114,7 @@ class Documents:
         curves = _rows(silence)  # U x 2H
         start, end, said_before = self._start, self._end, self._previous
         evidence = evidence_of(history["orders"], history["first_ms"], as_of_ms)
+        since_first = self._lifetimes(as_of_ms, values[:, :, 0], history)
         rows = zip(
             users,
             _stamps(as_of_ms),
@@ -120,6 +128,7 @@ class Documents:
             _stamps(history["first_ms"]),
             _stamps(history["last_ms"]),
             _stamps(history["last_order_ms"]),
+            since_first,
             evidence,
             causes,
             strict=True,
@@ -150,6 +159,27 @@ class Documents:
                 )
             )
         return documents
+
+    def _lifetimes(
+        self, as_of_ms: Times, expected: Floats64, history: Mapping[str, npt.NDArray[Any]]
+    ) -> list[bytes]:
+        """JSON of `lifetime` with its name, of each user; nothing for the old."""
+        first = history["first_ms"]
+        young = as_of_ms - first < self._days[-1] * times.DAY_MS
+        # the difference wraps where nothing is known of a user
+        young &= first != NO_TIME
+        out = [b""] * len(first)
+        rows = np.flatnonzero(young)
+        if len(rows):
+            age = (as_of_ms[rows] - first[rows]) / times.DAY_MS
+            spent = history["spent_micro"][rows] / 1e6
+            worth = lifetimes(spent, age, expected[rows], self._days)
+            passed = np.isnan(worth).sum(axis=1)
+            texts = _numbers(np.nan_to_num(worth))
+            h = len(self._days)
+            for n, (row, none) in enumerate(zip(rows.tolist(), passed.tolist(), strict=True)):
+                out[row] = self._lifetime[none] % (*texts[n * h + none : (n + 1) * h],)
+        return out
 
 
 def horizon_names(horizons_s: Sequence[int]) -> tuple[str, ...]:
@@ -200,7 +230,7 @@ def at(document: Mapping[str, Any], when_ms: int) -> dict[str, Any]:
 
     `expected` and `p_active` follow the silence curve: linear between knots, after the last knot
     the last value. Quantiles are not kept over time and fall away. At or before its own `as_of`
-    a document says what it says.
+    a document says what it says. `lifetime` is made anew of what is read (scoring.lifetime).
 
     >>> curve = {"days": [0, 2], "expected": {"d7": [4.0, 2.0]}, "p_active": {"d7": [0.5, 0.1]}}
     >>> document = {"as_of": "2011-01-01T00:00:00Z", "values": {"d7": {}}, "silence": curve}
@@ -221,17 +251,23 @@ def at(document: Mapping[str, Any], when_ms: int) -> dict[str, Any]:
         value = curve[left] + (curve[right] - curve[left]) * share
         return float(f"{value:.{DIGITS}g}")
 
-    return {
-        **document,
-        "as_of": times.text(when_ms),
-        "values": {
-            name: {
-                "expected": read(silence["expected"][name]),
-                "p_active": read(silence["p_active"][name]),
-            }
-            for name in document["values"]
-        },
+    values = {
+        name: {
+            "expected": read(silence["expected"][name]),
+            "p_active": read(silence["p_active"][name]),
+        }
+        for name in document["values"]
     }
+    out = {**document, "as_of": times.text(when_ms), "values": values}
+    if "lifetime" in out:
+        past = document["history"]
+        age_days = (when_ms - times.parse(past["first_event_at"])) / times.DAY_MS
+        expected = {name: of["expected"] for name, of in values.items()}
+        found = lifetime(past["spent"], age_days, expected)
+        out["lifetime"] = {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+        if not found:
+            del out["lifetime"]
+    return out
 
 
 def _template(
@@ -265,7 +301,7 @@ def _template(
     unit = orjson.dumps({"kind": value.kind, "code": value.currency}).replace(b"%", b"%%")
     end = (
         b',"history":{"orders":%d,"spent":%b,"spent_gross":%b,"refunds":%d,"refunded":%b,'
-        b'"first_event_at":%b,"last_event_at":%b,"last_order_at":%b},"unit":'
+        b'"first_event_at":%b,"last_event_at":%b,"last_order_at":%b}%b,"unit":'
         + unit
         + b',"evidence":"%b","unseen":'
         + unseen

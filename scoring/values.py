@@ -106,6 +106,14 @@ class UserValue(_Model):
     previous: Previous | None
     silence: Silence
     history: History
+    lifetime: dict[Horizon, Worth] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="expected net value from the first event to each horizon's age, of users"
+        " younger than it: spent so far and what is expected in the days left, which grows in"
+        " straight lines from horizon to horizon; absent for users older than the longest one."
+        " A reader makes it anew of `values` at his time and `history`",
+    )
     unit: Unit
     evidence: Evidence = Field(
         description="cold: no positive value event; thin: 1-2 of them or known < 30 days"

@@ -154,6 +154,14 @@ def twin(c: Case, u: int) -> UserValue:
     orders, first = int(past["orders"][u]), past["first_ms"][u]
     known_ms = 0 if first == NO_TIME else c.as_of[u] - first
     thin = orders <= 2 or known_ms < 30 * times.DAY_MS
+    lifetime = {}
+    for i, horizon in enumerate(HORIZONS_S):
+        left_s = horizon - known_ms / 1000
+        if first != NO_TIME and left_s > 0:
+            # straight lines through nothing now and each horizon's value
+            expected = [0.0, *p.expected[u, 0].astype(float)]
+            ahead = np.interp(left_s, [0, *HORIZONS_S], expected)
+            lifetime[NAMES[i]] = five(max(0.0, money(past["spent_micro"][u]) + ahead))
     previous = None
     if c.before[u] > 0 and not np.isnan(c.previous[u]).any():
         curve = {name: five(c.previous[u, i]) for i, name in enumerate(NAMES)}
@@ -194,6 +202,7 @@ def twin(c: Case, u: int) -> UserValue:
             last_event_at=stamp(past["last_ms"][u]),
             last_order_at=stamp(past["last_order_ms"][u]),
         ),
+        lifetime=lifetime or None,
         unit=Unit(kind="money", code="GBP"),
         evidence="cold" if orders == 0 else "thin" if thin else "enough",
         unseen=["browse"],
@@ -209,7 +218,8 @@ def test_a_document_equals_the_contract(seed: int, users: list[str]) -> None:
         document = json.loads(raw)
         assert document == twin(c, u).model_dump(mode="json")
         # Readers that stream rely on no order, but people read: the contract's order is kept.
-        assert list(document) == list(UserValue.model_fields)
+        fields = [f for f in UserValue.model_fields if f != "lifetime" or f in document]
+        assert list(document) == fields
         ValueUpdate.model_validate_json(raw)
 
 
@@ -249,6 +259,36 @@ def test_evidence_says_how_much_is_known(orders: int, days: int, evidence: str) 
     assert c.build()[0]["evidence"] == evidence
 
 
+@pytest.mark.parametrize(
+    ("days", "named"),
+    [(0, ["d7", "d30", "d90"]), (6.5, ["d7", "d30", "d90"]), (7, ["d30", "d90"]), (89, ["d90"])],
+)
+def test_only_the_young_have_a_lifetime_and_only_to_ages_ahead(
+    days: float, named: list[str]
+) -> None:
+    c = case(8, ["ada", "bob"])
+    c.history["first_ms"] = c.as_of - np.array([int(days * times.DAY_MS), 90 * times.DAY_MS])
+    young, old = c.build()
+    assert list(young["lifetime"]) == named
+    assert "lifetime" not in old
+
+
+def test_at_the_first_event_a_lifetime_is_what_is_spent_and_expected() -> None:
+    c = case(9, ["ada"])
+    c.history["first_ms"] = c.as_of.copy()
+    c.history["spent_micro"][:] = 2_000_000
+    document = c.build()[0]
+    for name, worth in document["lifetime"].items():
+        assert worth == pytest.approx(2 + document["values"][name]["expected"], rel=1e-4)
+
+
+def test_a_lifetime_is_never_below_nothing_where_more_came_back_than_was_spent() -> None:
+    c = case(10, ["ada"])
+    c.history["first_ms"] = c.as_of.copy()
+    c.history["spent_micro"][:] = -(10**15)
+    assert set(c.build()[0]["lifetime"].values()) == {0.0}
+
+
 def test_a_unit_with_a_percent_sign_is_only_a_name() -> None:
     c = case(4, ["a%b"])
     named = Documents(ValueSettings(kind="count", currency="%d points"), MODEL, GENERATION)
@@ -282,6 +322,24 @@ def test_reading_later_follows_the_silence_curve() -> None:
     beyond = at(document, as_of + 4000 * times.DAY_MS)
     assert beyond["values"]["d30"]["expected"] == curve[-1]
     assert beyond["as_of"] == times.text(as_of + 4000 * times.DAY_MS)
+
+
+def test_a_lifetime_read_later_is_that_of_the_values_read_later() -> None:
+    c = case(11, ["ada"])
+    # curves that keep horizons ordered, as every model's do
+    np.maximum.accumulate(c.prediction.expected, axis=2, out=c.prediction.expected)
+    c.history["first_ms"] = c.as_of - 20 * times.DAY_MS
+    c.history["spent_micro"][:] = 50_000_000
+    document = c.build()[0]
+    as_of = times.parse(document["as_of"])
+    assert list(at(document, as_of + 5 * times.DAY_MS)["lifetime"]) == ["d30", "d90"]
+    later = at(document, as_of + 10 * times.DAY_MS)
+    assert list(later["lifetime"]) == ["d90"]
+    said = later["values"]
+    # at an age of 30 days 60 are left: half-way between the horizons of 30 and 90
+    ahead = (said["d30"]["expected"] + said["d90"]["expected"]) / 2
+    assert later["lifetime"]["d90"] == pytest.approx(50 + ahead, rel=1e-4)
+    assert "lifetime" not in at(document, as_of + 70 * times.DAY_MS)
 
 
 def test_reading_at_or_before_its_time_changes_nothing() -> None:
