@@ -24,6 +24,11 @@ MIXED: tuple[str, ...] = (
     "events_",
 )  # fmt: skip
 
+# The log's age names the cut-off, so a model learns past seasons by it and is asked beyond all it
+# saw ever after. Without: Online Retail 90 d nGini .779 for .772 and bias .87 for .69 (means of
+# three seeds of the net), CDNOW 13 weeks unchanged at .688.
+DRIFTING: frozenset[str] = frozenset(["log_age"])
+
 
 def moved_by(types: Iterable[str]) -> frozenset[str]:
     """Names of the feature columns that events of these types move, value rules apart.

@@ -98,18 +98,56 @@ def _net(name: str) -> Make:
     return make
 
 
-def _linear(
-    examples: Examples | None,
-    horizons: Sequence[int],
-    how: TrainingSettings,
-    *,
-    windows: int = WINDOWS,
-    progress: Progress | None = None,
-) -> Generation:
+def _two_part(fit: Callable[[Examples, int], Generation]) -> Make:
+    """A family that is fitted in one go; `fit` takes the examples and a seed."""
+
+    def make(
+        examples: Examples | None,
+        horizons: Sequence[int],
+        how: TrainingSettings,
+        *,
+        windows: int = WINDOWS,
+        progress: Progress | None = None,
+    ) -> Generation:
+        assert examples is not None
+        if progress is not None:
+            progress("train", 0, 1)
+        made = fit(examples, how.seed)
+        if progress is not None:
+            progress("train", 1, 1)
+        return made
+
+    return make
+
+
+def _linear(examples: Examples, seed: int) -> Generation:
     from scoring.zoo import linear
 
-    assert examples is not None
     return linear.train(examples)
+
+
+def _polynomial(examples: Examples, seed: int) -> Generation:
+    from scoring.zoo import polynomial
+
+    return polynomial.train(examples)
+
+
+def _svr(examples: Examples, seed: int) -> Generation:
+    from scoring.zoo import svr
+
+    return svr.train(examples)
+
+
+def _svr_rff(examples: Examples, seed: int) -> Generation:
+    from scoring.zoo import svr
+
+    return svr.train(examples, svr.FOURIER, seed=seed)
+
+
+def _gbm(examples: Examples, seed: int) -> Generation:
+    from scoring.zoo import gbm
+
+    return gbm.train(examples, seed=seed)
 
 
 def _prior(
@@ -126,6 +164,12 @@ def _prior(
 TRAINED: dict[str, Trainable] = {
     SERVED: Trainable("what retrain makes (setting training.family), as served", _served),
     "mingru": Trainable("minGRU beside the features", _net("mingru"), holds_out=True),
-    "linear": Trainable("linear two-part model on the features", _linear, seeded=False),
+    "gbm": Trainable("LightGBM, two-part", _two_part(_gbm)),
+    "linear": Trainable("linear regression, two-part", _two_part(_linear), seeded=False),
+    "polynomial": Trainable(
+        "regression on squares and products too, two-part", _two_part(_polynomial), seeded=False
+    ),
+    "svr": Trainable("support vector regression, linear, two-part", _two_part(_svr), seeded=False),
+    "svr_rff": Trainable("support vector regression, Gaussian kernel", _two_part(_svr_rff)),
     "prior": Trainable("the untrained start of a deployment", _prior, trains=False, seeded=False),
 }

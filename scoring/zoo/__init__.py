@@ -26,7 +26,11 @@ def _family(module: str) -> Loader:
 
 FAMILIES: dict[str, Loader] = {
     "mingru": _family("scoring.zoo.mingru"),
+    "gbm": _family("scoring.zoo.gbm"),
     "linear": _family("scoring.zoo.linear"),
+    "polynomial": _family("scoring.zoo.polynomial"),
+    "svr": _family("scoring.zoo.svr"),
+    "svr_rff": _family("scoring.zoo.svr"),
     "prior": _family("scoring.zoo.prior"),
 }
 

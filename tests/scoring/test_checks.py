@@ -9,13 +9,14 @@ import pytest
 
 from featurestore.features import FEATURES, STATIC
 from featurestore.step import TOKENS
-from scoring import checks
+from scoring import checks, two_part
 from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, Manifest, prior
 from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings
-from scoring.zoo import FAMILIES, linear
+from scoring.two_part import Labels
+from scoring.zoo import FAMILIES, gbm, linear, polynomial, svr
 
 NAMES = [feature.name for feature in FEATURES]
 DAY_S = 86_400
@@ -26,19 +27,50 @@ def made_prior() -> Generation:
     return prior(ModelSettings())
 
 
-def made_linear() -> Generation:
+def few() -> tuple[Manifest, npt.NDArray[np.bool_], Floats, Labels]:
+    """What the two-part families are fitted to: 500 rows, one column constant."""
     rng = np.random.default_rng(0)
     features = rng.lognormal(0, 1, (500, len(NAMES))).astype(np.float32)
-    features[:, 3] = 1.0  # constant in training
+    features[:, 3] = 1.0
     active = rng.random((500, 3)) < 0.3
     value = np.where(active, rng.lognormal(2, 1, (500, 3)), 0.0)
-    labels = linear.Labels(value, active, np.ones((500, 3), bool))
     manifest = Manifest(
         family="linear",
         horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
         calibration={"slope": 0.8, "shift": [0.0, 0.1, 0.1], "level": [0.9, 1.0, 1.2]},
     )
-    return linear.generation(manifest, *linear.fit(features, labels))
+    keep = two_part.varies(features)
+    return manifest, keep, features[:, keep], Labels(value, active, np.ones((500, 3), bool))
+
+
+def of_matrix(family: str, fit: Callable[[Floats, Labels], dict[str, Floats]]) -> Generation:
+    manifest, keep, x, labels = few()
+    named = manifest.model_copy(update={"family": family})
+    return two_part.generation(named, keep, fit(x, labels))
+
+
+def made_linear() -> Generation:
+    return of_matrix("linear", linear.fit)
+
+
+def made_polynomial() -> Generation:
+    names = two_part.named(few()[1])
+    return of_matrix("polynomial", lambda x, labels: polynomial.fit(x, names, labels))
+
+
+def made_svr() -> Generation:
+    return of_matrix("svr", svr.fit)
+
+
+def made_svr_rff() -> Generation:
+    return of_matrix("svr_rff", lambda x, labels: svr.fit(x, labels, fourier=64))
+
+
+def made_gbm() -> Generation:
+    pytest.importorskip("lightgbm", reason="training needs the extra `train`")
+    manifest, keep, x, labels = few()
+    named = manifest.model_copy(update={"family": "gbm"})
+    return gbm.generation(named, keep, gbm.fit(x, labels, np.arange(500) % 5 == 0, rounds=30))
 
 
 def made_mingru() -> Generation:
@@ -67,7 +99,11 @@ def made_mingru() -> Generation:
 
 MAKERS: dict[str, Callable[[], Generation]] = {
     "prior": made_prior,
+    "gbm": made_gbm,
     "linear": made_linear,
+    "polynomial": made_polynomial,
+    "svr": made_svr,
+    "svr_rff": made_svr_rff,
     "mingru": made_mingru,
 }
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from featurestore.features import FEATURES
 from featurestore.settings import FeatureSettings
 from scoring.errors import GenerationError, TooLittleData
 from scoring.examples import Examples, build
 from scoring.generation import MANIFEST, Manifest, dump, load
 from scoring.generation import build as build_generation
+from scoring.two_part import NAMES, Labels
 from scoring.zoo import linear
 from tests.scoring.logs import DAY, shoppers
 
@@ -22,6 +22,7 @@ def examples() -> Examples:
 
 ROWS = examples()
 MADE = linear.train(ROWS)
+VARYING = ROWS.features[:, np.ptp(ROWS.features, axis=0) > 0]
 
 
 def predicted(rows: Examples) -> np.ndarray:
@@ -41,41 +42,21 @@ def test_users_who_go_on_to_spend_are_ranked_higher() -> None:
     assert made[rows.value[:, 2] > 0].mean() > 2 * made[rows.value[:, 2] == 0].mean()
 
 
-def test_logistic_regression_finds_the_weights_that_made_the_data() -> None:
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(40_000, 3)).astype(np.float32)
-    truth = np.array([1.0, -0.5, 0.0])
-    y = rng.random(len(z)) < 1 / (1 + np.exp(-(z @ truth - 1)))
-    weights, bias = linear.logistic(z, y, 1.0)
-    assert weights == pytest.approx(truth, abs=0.06)
-    assert bias == pytest.approx(-1, abs=0.06)
-
-
-def test_level_regression_finds_the_weights_that_made_the_data() -> None:
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(20_000, 2)).astype(np.float32)
-    value = np.exp(z @ np.array([0.5, -0.2]) + 2 + rng.normal(0, 0.7, len(z)))
-    weights, bias, sigma = linear.level(z, value, 1.0)
-    assert weights == pytest.approx([0.5, -0.2], abs=0.02)
-    assert bias == pytest.approx(2, abs=0.02)
-    assert sigma == pytest.approx(0.7, abs=0.02)
-
-
 def test_immature_labels_are_not_learned_from() -> None:
-    labels = linear.Labels(ROWS.increments(), ROWS.between, ROWS.mask)
-    _, honest = linear.fit(ROWS.features, labels)
+    labels = Labels.of(ROWS)
+    honest = linear.fit(VARYING, labels)
     wild = np.where(ROWS.mask, labels.increments, 1e6)
     assert not ROWS.mask.all(), "some label must be immature, or nothing is tested"
-    _, same = linear.fit(ROWS.features, linear.Labels(wild, ROWS.between | ~ROWS.mask, ROWS.mask))
+    same = linear.fit(VARYING, Labels(wild, ROWS.between | ~ROWS.mask, ROWS.mask))
     assert np.array_equal(honest["sigma"], same["sigma"])
     assert np.array_equal(honest["cap"], same["cap"])
     assert np.allclose(honest["weights"], same["weights"])
 
 
 def test_a_log_without_labels_is_refused_in_words() -> None:
-    labels = linear.Labels(ROWS.increments(), ROWS.between, np.zeros_like(ROWS.mask))
+    labels = Labels(ROWS.increments(), ROWS.between, np.zeros_like(ROWS.mask))
     with pytest.raises(TooLittleData, match="the log is too short"):
-        linear.fit(ROWS.features, labels)
+        linear.fit(VARYING, labels)
 
 
 def test_a_generation_of_other_features_is_refused_in_words() -> None:
@@ -91,4 +72,4 @@ def test_generation_survives_the_registry() -> None:
     none = np.zeros((len(ROWS), 0), np.float32)
     a = again.model.predict(none, ROWS.features[:, None])
     assert np.array_equal(a.expected[:, 0], predicted(ROWS))
-    assert again.manifest.features == tuple(feature.name for feature in FEATURES)
+    assert again.manifest.features == NAMES
