@@ -1,16 +1,20 @@
 """Bytes of a user's state, versioned, with a checksum.
 
-Layout of versions 1 and 2, little-endian, all parts multiples of 4 bytes:
+Layout, little-endian, all parts multiples of 4 bytes:
 
-    HEADER | settled STATE | head STATE if there is a tail | tail EVENT* | ids SEEN* | ring SEEN*
+    HEADER | settled side | head side if there is a tail | tail EVENT* | ids SEEN* | ring SEEN*
+           | of version 3: edges of the settled side | edges of the head if there is a tail
+
+A side is the first PLAIN bytes of STATE, edges are the rest of it.
 
 `check` is the sum of all 32-bit words (with `check` itself as 0) modulo 2^32, so that a flipped
 bit or a cut end is found. Per user Python only slices and joins; the rest is done over all users
-at once. Every version is read, the last one is written: a state is rolled forward when it is next
-committed. A later version adds its layout here; a golden file holds each.
+at once. Every version is read, and a state is rolled forward when it is next committed. A later
+version adds its layout here; a golden file holds each.
 
 Version 2 adds MARKS to the header. Of what version 1 settled nothing is known: it counts as
-settled in order, and from before any erasure.
+settled in order, and from before any erasure. Version 3 adds the edges, and is written of users
+alone who have one, so that a deployment without the setting `social` keeps version 2 to the byte.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ import numpy.typing as npt
 from featurestore.columns import EVENT
 from featurestore.errors import StateFormatError
 from featurestore.rows import Records, Rows, copied, put, starts_of
-from featurestore.state import MARKS, SEEN, STATE, States, unmarked
+from featurestore.state import MARKS, PLAIN, SEEN, STATE, States, blank, unmarked
 
-VERSION = 2
+VERSION = 3  # of users with an edge
+WITHOUT_EDGES = 2  # of all others
 
 _HEADER_1 = np.dtype(
     [
@@ -40,10 +45,12 @@ _HEADER_1 = np.dtype(
     ]
 )
 HEADER = np.dtype([*((n, _HEADER_1[n]) for n in _HEADER_1.names or ()), ("marks", MARKS)])
-_HEADERS = {1: _HEADER_1, 2: HEADER}
+_HEADERS = {1: _HEADER_1, 2: HEADER, 3: HEADER}
 Ints = npt.NDArray[np.int64]
 
-_H, _S, _E, _N = HEADER.itemsize, STATE.itemsize, EVENT.itemsize, SEEN.itemsize
+_H, _S, _E, _N = HEADER.itemsize, PLAIN, EVENT.itemsize, SEEN.itemsize
+_WIDE = STATE.itemsize
+_MORE = _WIDE - PLAIN  # bytes of a side's edges
 
 
 def encode(states: States) -> list[bytes]:
@@ -53,7 +60,8 @@ def encode(states: States) -> list[bytes]:
         return []
     tails, ids, rings = states.tail.lengths, states.ids.lengths, states.ring.lengths
     header = np.zeros(users, HEADER)
-    header["version"] = VERSION
+    edged = states.head["edges"] > 0
+    header["version"] = np.where(edged, VERSION, WITHOUT_EDGES)
     header["head"] = tails > 0
     header["tail"] = tails
     header["ids"] = ids
@@ -65,15 +73,25 @@ def encode(states: States) -> list[bytes]:
     # Header and both sides of each user in one row, of which users without a tail take less.
     front = np.empty((users, _H + 2 * _S), np.uint8)
     front[:, :_H] = header.view(np.uint8).reshape(users, _H)
-    front[:, _H : _H + _S] = states.settled.view(np.uint8).reshape(users, _S)
-    front[:, _H + _S :] = states.head.view(np.uint8).reshape(users, _S)
+    settled, head = _bytes(states.settled), _bytes(states.head)
+    front[:, _H : _H + _S] = settled[:, :_S]
+    front[:, _H + _S :] = head[:, :_S]
     begin = np.arange(users) * front.shape[1]
     pieces = [_cut(front.tobytes(), begin, begin + _H + _S + (tails > 0) * _S)]
     for rows, size in ((states.tail, _E), (states.ids, _N), (states.ring, _N)):
         if len(rows.values):
             starts = rows.starts * size
             pieces.append(_cut(rows.values.tobytes(), starts[:-1], starts[1:]))
+    if edged.any():
+        both = np.concatenate([settled[:, _S:], head[:, _S:]], axis=1)
+        begin = np.arange(users) * both.shape[1]
+        pieces.append(_cut(both.tobytes(), begin, begin + edged * (1 + (tails > 0)) * _MORE))
     return list(map(b"".join, zip(*pieces, strict=True)))
+
+
+def _bytes(sides: Records) -> npt.NDArray[np.uint8]:
+    """(U, bytes of STATE)"""
+    return sides.view(np.uint8).reshape(len(sides), _WIDE)
 
 
 def _cut(data: bytes, begins: Ints, ends: Ints) -> list[bytes]:
@@ -104,17 +122,18 @@ def decode(users: Sequence[str], blobs: Sequence[bytes | None]) -> States:
 
 def _decode_all(users: list[str], blobs: Sequence[bytes]) -> States:
     """Each version on its own, then all in the order of `users`."""
-    versions = {blob[0] if blob else VERSION for blob in blobs}
-    if versions == {VERSION}:
+    versions = [blob[0] if blob else VERSION for blob in blobs]
+    if unknown := set(versions) - set(_HEADERS):
+        at = next(u for u, version in enumerate(versions) if version in unknown)
+        raise StateFormatError(_unreadable(users[at], versions[at]))
+    # Versions of one header are read together.
+    if {_HEADERS[version].itemsize for version in set(versions)} == {_H}:
         return _decode(users, blobs, HEADER)
     parts, order = [], []
-    for version in sorted(versions):
-        rows = [u for u, blob in enumerate(blobs) if (blob[0] if blob else VERSION) == version]
-        names = [users[u] for u in rows]
-        header = _HEADERS.get(version)
-        if header is None:
-            raise StateFormatError(_unreadable(names[0], version))
-        parts.append(_decode(names, [blobs[u] for u in rows], header))
+    for header in (_HEADER_1, HEADER):
+        rows = [u for u, version in enumerate(versions) if _HEADERS[version] is header]
+        if rows:
+            parts.append(_decode([users[u] for u in rows], [blobs[u] for u in rows], header))
         order += rows
     return States.concat(parts).select(np.argsort(np.array(order, np.intp)))
 
@@ -130,18 +149,24 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes], layout: np.dtype[np.vo
     ids = header["ids"].astype(np.int64)
     rings = header["ring"].astype(np.int64)
     stored = header["head"].astype(bool)
+    edged = header["version"] == VERSION
     head_end = h + _S + stored * _S
     tail_end = head_end + tails * _E
     ids_end = tail_end + ids * _N
-    wrong = (sizes != ids_end + rings * _N) | (stored != (tails > 0)) | (header["head"] > 1)
+    ring_end = ids_end + rings * _N
+    wrong = sizes != ring_end + edged * (1 + stored) * _MORE
+    wrong |= (stored != (tails > 0)) | (header["head"] > 1)
     _refuse(users, wrong, "of a wrong length")
 
-    settled = front[:, h:].copy().view(STATE)[:, 0]
+    settled = blank(n)
+    _bytes(settled)[:, :_S] = front[:, h:]
+    _put_edges(settled, np.flatnonzero(edged), blobs, ring_end)
     head = copied(settled)
     at = np.flatnonzero(stored)
     if len(at):
         cut = [blobs[u][h + _S : h + _S + _S] for u in at.tolist()]
-        put(head, at, np.frombuffer(b"".join(cut), STATE))
+        _bytes(head)[at, :_S] = np.frombuffer(b"".join(cut), np.uint8).reshape(len(at), _S)
+        _put_edges(head, np.flatnonzero(edged & stored), blobs, ring_end + _MORE)
     states = States(
         list(users),
         settled,
@@ -159,12 +184,20 @@ def _decode(users: Sequence[str], blobs: Sequence[bytes], layout: np.dtype[np.vo
     return states
 
 
+def _put_edges(sides: Records, at: Ints, blobs: Sequence[bytes], begins: Ints) -> None:
+    """Set the edges of the sides at `at`, in place; `begins` (U,) where they stand."""
+    if len(at):
+        cut = [blobs[u][begins[u] : begins[u] + _MORE] for u in at.tolist()]
+        _bytes(sides)[at, _S:] = np.frombuffer(b"".join(cut), np.uint8).reshape(len(at), _MORE)
+
+
 def _checks(header: Records, states: States) -> Ints:
     """Checksum of each user's state, `check` in the header being 0."""
     each = np.arange(len(header) + 1)
+    edged = header["version"] == VERSION
     sums = _sums(header, each * header.dtype.itemsize)
-    sums += _sums(states.settled, each * _S)
-    sums += np.where(header["head"] > 0, _sums(states.head, each * _S), 0)
+    sums += _side_sums(states.settled, edged)
+    sums += np.where(header["head"] > 0, _side_sums(states.head, edged), 0)
     for rows, size in ((states.tail, _E), (states.ids, _N), (states.ring, _N)):
         sums += _sums(rows.values, rows.starts * size)
     return sums & 0xFFFFFFFF
@@ -186,6 +219,13 @@ def _sums(values: Records, starts: Ints) -> Ints:
         # Rows without a word would make reduceat repeat the next row's first one.
         sums[rows] = np.add.reduceat(words, starts[rows] // 4, dtype=np.int64)
     return sums
+
+
+def _side_sums(sides: Records, edged: npt.NDArray[np.bool_]) -> Ints:
+    """Sum of the 32-bit words of each side, as far as it is stored."""
+    sums = _sums(sides, np.arange(len(sides) + 1) * _WIDE)
+    more = sides.view("<u4").reshape(len(sides), _WIDE // 4)[:, _S // 4 :]
+    return sums - np.where(edged, 0, more.sum(axis=1, dtype=np.int64))
 
 
 def _refuse(users: Sequence[str], wrong: npt.NDArray[np.bool_], what: str) -> None:

@@ -28,7 +28,7 @@ EVENT = np.dtype(
         ("kind", "u1"),  # Kind
         ("source", "u1"),  # index of the source topic in the settings
         ("flags", "u1"),  # NO_ID, LATE, STEPS
-        ("pad", "u1"),
+        ("target", "u1"),  # code of the user addressed, 0 = none; see events.target_code
     ]
 )
 
@@ -84,6 +84,8 @@ class EventBatch:
     log_ms: npt.NDArray[np.int64]  # (N,) log time: when it reached the log
     erases: list[Erase] = field(default_factory=list)
     event_id: list[str | None] = field(default_factory=list)  # (N,) as sent, for `cause`
+    # (N,) whom an interaction addressed, or empty: only training reads names, the fold reads codes
+    target: list[str | None] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -101,7 +103,12 @@ class EventBatch:
             self.log_ms[kept],
             self.erases,
             [self.event_id[i] for i in kept],
+            self.targets(kept),
         )
+
+    def targets(self, at: npt.NDArray[np.integer]) -> list[str | None]:
+        """`target` of the events at `at`; empty where none is known."""
+        return [self.target[i] for i in at.tolist()] if self.target else []
 
     @classmethod
     def empty(cls) -> EventBatch:

@@ -228,6 +228,24 @@ def category_code(name: str | None) -> int:
     return 1 + zlib.crc32(name.encode()) % 65535 if name else 0
 
 
+def addressed(target: str | None, user: str) -> str | None:
+    """Whom an interaction addressed: an edge of the social graph; oneself is nobody.
+
+    >>> addressed("bo", "ada"), addressed("ada", "ada"), addressed("", "ada")
+    ('bo', None, None)
+    """
+    return target if target and target != user else None
+
+
+def target_code(target: str | None) -> int:
+    """One of 255 codes of whom an interaction addressed; 0 where nobody. Stored: fixed.
+
+    >>> target_code("bo"), target_code(None)
+    (102, 0)
+    """
+    return 1 + zlib.crc32(target.encode()) % 255 if target else 0
+
+
 def parse(data: bytes, implied: str | None = None) -> Event:
     """Read one JSON event; `implied` is the type where `type` is left out.
 

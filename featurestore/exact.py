@@ -12,14 +12,15 @@ import math
 
 from featurestore.features import (
     DAY_PARTS,
-    FEATURES,
     NEVER_DAYS,
     PRIOR_ORDERS,
     WEEKDAYS,
     WINDOWS_DAYS,
+    table,
 )
 from featurestore.fold_settings import DAY_MS, WEEK_MS, half_lives_ms
 from featurestore.settings import FeatureSettings
+from featurestore.state import CIRCLE
 from featurestore.update import Side
 
 _KINDS = ("browse", "purchase", "interaction")
@@ -97,7 +98,16 @@ def exact_features(
         out[f"orders_{window}d"] = math.log1p(tally.orders)
         out[f"events_{window}d"] = math.log1p(tally.events)
         out[f"value_{window}d"] = _signed(tally.value_micro / 1e6)
-    return {feature.name: out[feature.name] for feature in FEATURES}
+    if settings.social:
+        # The codes are exact, how many users they stand for is not: features.SOCIAL says how far.
+        free = max(CIRCLE - 1 - len(side.circle), 0.5)
+        out["degree"] = math.log1p((CIRCLE - 1) * math.log((CIRCLE - 1) / free))
+        out["edges"] = math.log1p(side.edges)
+        out["since_edge"] = since(side.last_edge_ms)
+        for h, half_life in enumerate(half_lives_ms(settings)):
+            left = 2 ** (-(as_of_ms - last) / half_life)
+            out[f"decayed_edges_{h + 1}"] = math.log1p(left * side.decayed_sum("edges", h))
+    return {feature.name: out[feature.name] for feature in table(settings)}
 
 
 def bound(name: str, side: Side, as_of_ms: int) -> float:

@@ -67,6 +67,11 @@ class FeatureSettings(_Section):
     )
     order_value_prior: float = Field(20.0, gt=0, description="mean order value of a new user")
     derive_ids: bool = Field(False, description="derive a missing event_id from the content")
+    social: bool = Field(
+        False,
+        description="fold whom users address (target_user_id): degree and activity of edges; see "
+        "[ADR 8](adr/0008-features-beyond-rfm.md)",
+    )
     tail_cap: int = Field(256, ge=1, description="recent events kept per user and source")
     ids_cap: int = Field(4096, ge=1, description="identities remembered per user and source")
     ring_cap: int = Field(64, ge=1, description="value events remembered per user and source")

@@ -39,6 +39,8 @@ CATEGORIES, ACTIONS, HOURS = 0, 8, 16
 MIX = 16 + 28  # hours of the week in steps of six, from Monday 00:00 UTC
 # STATE["buckets"]: [days | weeks][number modulo BUCKETS][orders, events, value].
 BUCKETS = 14
+# Bits of STATE["circle"]; the first stands for nobody and is never set (events.target_code).
+CIRCLE = 256
 
 STATE = np.dtype(
     [
@@ -67,8 +69,16 @@ STATE = np.dtype(
         ("session_events", "<u4"),  # events in the session of the last event
         ("mix", "<f4", (MIX,)),
         ("buckets", "<f4", (2, BUCKETS, 3)),
+        # From here on blank unless the setting `social` is on and the user has addressed another
+        # one: then alone it is stored (blob.py).
+        ("last_edge_ms", "<i8"),
+        ("decayed_edges", "<f8", (3,)),
+        ("edges", "<u4"),  # interactions that address another user
+        ("circle", "u1", (CIRCLE // 8,)),  # bit n: somebody with code n was addressed
     ]
 )
+# Bytes of a side that every user has; the rest is about edges.
+PLAIN: int = STATE.fields["last_edge_ms"][1] if STATE.fields else 0
 # One event as remembered for deduplication.
 SEEN = np.dtype(
     [

@@ -23,6 +23,7 @@ from featurestore.state import (
     BUCKETS,
     CATEGORIES,
     CHANNELS,
+    CIRCLE,
     HOURS,
     MIX,
     ORDERS,
@@ -96,6 +97,7 @@ def step(sides: Records, starts: Index, events: Records, settings: FoldSettings)
 
     _rhythm(sides, first, last, owner, time, ordered, before, weights[1], settings)
     _mix(sides, owner, events, time, weights[1].astype(np.float32))
+    _edges(sides, owner, events, time, weights)
     _buckets(sides, owner, time, ordered, valued, major, now)
     for h, at in enumerate(moved):
         if len(at):
@@ -167,6 +169,10 @@ def _shrink(sides: Records, h: int, at: Index, since: Times, now: Times, half_li
     sums = sides["decayed"][at]
     sums[:, h] = np.ldexp(sums[:, h], by)
     sides["decayed"][at] = sums
+    if sides["edges"][at].any():
+        sums = sides["decayed_edges"][at]
+        sums[:, h] = np.ldexp(sums[:, h], by[:, 0])
+        sides["decayed_edges"][at] = sums
     if h == 1:
         for name in ("rhythm", "mix"):
             sides[name][at] = np.ldexp(sides[name][at], by)
@@ -177,6 +183,10 @@ def _forget(sides: Records, h: int, at: Index) -> None:
     sums = sides["decayed"][at]
     sums[:, h][np.abs(sums[:, h]) < _NOTHING_64] = 0
     sides["decayed"][at] = sums
+    if sides["edges"][at].any():
+        sums = sides["decayed_edges"][at]
+        sums[:, h][sums[:, h] < _NOTHING_64] = 0
+        sides["decayed_edges"][at] = sums
     if h == 1:
         for name, nothing in (("rhythm", _NOTHING_64), ("mix", _NOTHING_32)):
             sums = sides[name][at]
@@ -302,6 +312,27 @@ def _mix(
     hours = (time + _THURSDAY_MS) // (DAY_MS // 4) % 28
     np.add.at(mix, slot + HOURS + hours, weight)
     sides["mix"] = mix.reshape(-1, MIX)
+
+
+def _edges(
+    sides: Records, owner: Index, events: Records, time: Times, weights: list[Floats]
+) -> None:
+    """Whom users addressed: how many different ones, how often and when."""
+    at = np.flatnonzero(events["target"])
+    if not len(at):
+        return
+    who, code = owner[at], events["target"][at]
+    sides["edges"] += np.bincount(who, minlength=len(sides)).astype(np.uint32)
+    last = sides["last_edge_ms"].copy()
+    np.maximum.at(last, who, time[at])
+    sides["last_edge_ms"] = last
+    circle = sides["circle"].reshape(-1).copy()
+    np.bitwise_or.at(circle, who * (CIRCLE // 8) + (code >> 3), np.uint8(1) << (code & 7))
+    sides["circle"] = circle.reshape(-1, CIRCLE // 8)
+    decayed = sides["decayed_edges"].reshape(-1).copy()
+    for h, weight in enumerate(weights):
+        np.add.at(decayed, who * len(weights) + h, weight[at])
+    sides["decayed_edges"] = decayed.reshape(-1, len(weights))
 
 
 def _buckets(

@@ -39,6 +39,7 @@ class Event:
     kind: int
     source: int
     flags: int
+    target: int = 0
 
     @classmethod
     def of(cls, record: Any) -> Event:
@@ -102,12 +103,15 @@ class Side:
     late: int = 0
     sessions: int = 0
     session_events: int = 0
+    edges: int = 0
+    last_edge_ms: int | None = None
+    circle: set[int] = field(default_factory=set)  # codes of the users addressed
     gross_micro: int = 0
     refunded_micro: int = 0
     id_hi: int = 0
     id_lo: int = 0
     # By name and index of the half-life: "orders", "browse", "value_browse", "sessions",
-    # "category 3", "hours 27", …
+    # "category 3", "hours 27", "edges", …
     decayed: dict[tuple[str, int], Decayed] = field(default_factory=dict)
     days: dict[int, Tally] = field(default_factory=dict)
     weeks: dict[int, Tally] = field(default_factory=dict)
@@ -202,6 +206,11 @@ def _apply(side: Side, event: Event, settings: FoldSettings) -> None:
         add(f"category {event.category % 8}", 1)
     if event.action:
         add(f"action {event.action % 8}", 1)
+    if event.target:
+        side.edges += 1
+        side.last_edge_ms = _most(side.last_edge_ms, time)
+        side.circle.add(event.target)
+        add("edges", 1, (0, 1, 2))
     # 1970-01-01 was a Thursday, the fourth day of a week that begins on Monday.
     add(f"hours {(time + 3 * DAY_MS) // (6 * 3_600_000) % 28}", 1)
 

@@ -5,7 +5,8 @@ the time is computed once and copied. Columns and their errors: features.FEATURE
 interpolated in cumulated buckets of days and weeks, so that only the bucket in which a window
 begins is approximate.
 
-Shapes: U users, K query times, F features. float32; times are integer milliseconds, UTC.
+Shapes: U users, K query times, F features (features.table of the settings). float32; times are
+integer milliseconds, UTC.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import NO_TIME
-from featurestore.features import FEATURES, NEVER_DAYS, PRIOR_ORDERS, STATIC, WINDOWS_DAYS
+from featurestore.features import (
+    FEATURES,
+    NEVER_DAYS,
+    PRIOR_ORDERS,
+    SOCIAL,
+    STATIC,
+    WINDOWS_DAYS,
+    table,
+)
 from featurestore.fold_settings import DAY_MS, WEEK_MS, half_lives_ms
 from featurestore.rows import Records
 from featurestore.settings import FeatureSettings
-from featurestore.state import ACTIONS, BUCKETS, CATEGORIES, CHANNELS, HOURS, States
+from featurestore.state import ACTIONS, BUCKETS, CATEGORIES, CHANNELS, CIRCLE, HOURS, States
 from featurestore.step import TOKENS
 
 __all__ = ["FEATURES", "TOKENS", "encode"]
@@ -49,7 +58,7 @@ def encode(
     """
     rows = sides.head if isinstance(sides, States) else sides
     when = as_of_ms[:, None] if as_of_ms.ndim == 1 else as_of_ms
-    out = np.empty((*when.shape, len(FEATURES)), np.float32)
+    out = np.empty((*when.shape, len(table(settings))), np.float32)
     for begin in range(0, len(rows), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         _encode(rows[part], when[part], log_start_ms, settings, out[part])
@@ -76,7 +85,9 @@ def _encode(
     np.log(logs, out=logs)
 
     _decayed(sides, last, silence, settings, out[:, :, _DECAYED:_WINDOWS])
-    _windows(sides, last, silence, out[:, :, _WINDOWS:])
+    _windows(sides, last, silence, out[:, :, _WINDOWS : len(FEATURES)])
+    if settings.social:
+        _social(sides, last, silence, settings, out[:, :, len(FEATURES) :])
     # Of whom nothing is known, everything is never; they have been with us for no time.
     out[~known, :, STATIC + _RECENCIES] = 0
 
@@ -215,5 +226,37 @@ def _windows(sides: Records, last: Times, silence: Floats, out: Floats) -> None:
     out[:, :, 2::3] = np.copysign(out[:, :, 2::3], values)
 
 
+def _social(
+    sides: Records, last: Times, silence: Floats, settings: FeatureSettings, out: Floats
+) -> None:
+    """Degree, edges, time since the last one, decayed edges; (U, K, SOCIAL)."""
+    codes = np.bitwise_count(sides["circle"]).sum(axis=1, dtype=np.int64)
+    out[:, :, 0] = _log1p(counted(codes))[:, None]
+    out[:, :, 1] = _log1p(sides["edges"])[:, None]
+    time = sides["last_edge_ms"]
+    some = time != NO_TIME
+    before = np.where(some, _days(last - np.where(some, time, last)), _NEVER)
+    out[:, :, 2] = _log1p(silence + before[:, None])
+    for h, half_life in enumerate(half_lives_ms(settings)):
+        since = np.exp2(-(last % half_life) / half_life)
+        now = np.exp2(silence * np.float32(-DAY_MS / half_life))
+        start = (sides["decayed_edges"][:, h] * since).astype(np.float32)
+        out[:, :, 3 + h] = _log1p(start[:, None] * now)
+
+
+def counted(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """How many different users stand behind so many different codes: linear counting.
+
+    Whang, Vander-Zanden & Taylor 1990. A full circle counts as one with half a code left.
+
+    >>> counted(np.array([0, 1, 100, 255])).round(1).tolist()
+    [0.0, 1.0, 126.9, 1589.8]
+    """
+    buckets = CIRCLE - 1.0
+    out: npt.NDArray[np.float64] = buckets * np.log(buckets / np.maximum(buckets - codes, 0.5))
+    return out
+
+
 # The table and the code agree.
+assert len(SOCIAL) == 6
 assert 3 * len(CHANNELS) + 1 == _WINDOWS - _DECAYED

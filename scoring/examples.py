@@ -19,7 +19,6 @@ end to end, T tokens. Times are integer milliseconds, UTC; value in major units.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +32,7 @@ from featurestore.fold import Folded, FoldSettings, Steps, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from featurestore.vector import TOKENS, encode
+from scoring.draws import drawn
 from scoring.interface import Floats
 
 DAY_MS = 86_400_000
@@ -198,7 +198,7 @@ class ExampleBuilder:
         part.step(folded, index)
 
     def _keeps(self, user: str) -> bool:
-        return self._share >= 1 or zlib.crc32(user.encode()) < self._share * (1 << 32)
+        return drawn(user, self._share)
 
     def _row(self, part: _Partition, user: str) -> int:
         row = part.row.get(user)
@@ -412,6 +412,7 @@ def _part(batch: EventBatch, keep: Bools, erases: list[Erase]) -> EventBatch:
         batch.log_ms[at],
         [replace(e, user=int(new[e.user])) for e in erases],
         [batch.event_id[i] for i in at.tolist()] if batch.event_id else [],
+        batch.targets(at),
     )
 
 

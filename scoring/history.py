@@ -147,6 +147,7 @@ def before(
                     batch.log_ms[at],
                     erases,
                     ids,
+                    batch.targets(at),
                 ),
             )
 

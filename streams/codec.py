@@ -34,7 +34,7 @@ import numpy as np
 
 from featurestore import money, times
 from featurestore.columns import NO_ID, STEPS, Erase, EventBatch
-from featurestore.events import MAX_DEPTH, TYPES, action_code, category_code
+from featurestore.events import MAX_DEPTH, TYPES, action_code, addressed, category_code
 from featurestore.partitioner import partition as partition_of
 from featurestore.partitioner import partitions_of
 from featurestore.records import (
@@ -77,6 +77,7 @@ class Codec:
         self._partitioner = kafka.partitioner
         self._limit = kafka.max_record_bytes
         self._derive_ids = settings.features.derive_ids
+        self._social = settings.features.social
         self._reader = Reader(settings)
         self._table = self._reader.table
         self._carry_actions = frozenset(settings.features.carry_actions)
@@ -108,7 +109,7 @@ class Codec:
         add_action, add_category = columns.action.append, columns.category.append
         add_kind, add_flags = columns.kind.append, columns.flags.append
         add_offset, add_identity = columns.offset.append, columns.identity.append
-        add_event_id = columns.event_id.append
+        add_event_id, add_target = columns.event_id.append, columns.target.append
         no_id = 0
 
         for record in records:
@@ -143,7 +144,7 @@ class Codec:
                 else:
                     raise _Odd
 
-                action, flags = 0, 0
+                action, flags, target = 0, 0, None
                 if type(event) is PurchaseRecord:
                     kind = 1
                     token = bytes(event.amount)
@@ -171,6 +172,8 @@ class Codec:
                         worth = self._table.value(rule, counted)
                     if steps:
                         flags = STEPS
+                    if event.target_user_id is not None:
+                        target = addressed(event.target_user_id, event.user_id)
                 if worth:
                     flags = STEPS
                 if event.properties is not NULL:
@@ -201,6 +204,7 @@ class Codec:
                     continue
                 time, worth, action, category = row.time_ms, row.value, row.action, row.category
                 kind, flags, event_id, offset = row.kind, row.flags, row.event_id, record.offset
+                target = row.target
                 no_id += bool(flags & NO_ID)
                 digest = row.identity
             else:
@@ -219,9 +223,10 @@ class Codec:
             add_offset(offset)
             add_identity(digest)
             add_event_id(event_id)
+            add_target(target)
 
         decoded = Decoded(
-            as_batch(source, list(users), columns, [erase for erase, _ in erases]),
+            as_batch(source, list(users), columns, [erase for erase, _ in erases], self._social),
             rejected,
             self._unknown_fields(source, records),
             no_id,
@@ -324,6 +329,7 @@ class Codec:
                 if not strays[e.user]
             ],
             [batch.event_id[at] for at in kept.tolist()],
+            batch.targets(kept),
         )
         return decoded
 
@@ -375,8 +381,10 @@ class Codec:
             offset=[record.offset for _, record in rows],
             identity=[row.identity for row, _ in rows],
             event_id=[row.event_id for row, _ in rows],
+            target=[row.target for row, _ in rows],
         )
-        batch = as_batch(source, [user.encode() for user in users], columns, erases)
+        names = [user.encode() for user in users]
+        batch = as_batch(source, names, columns, erases, self._social)
         no_id = sum(1 for row, _ in rows if row.flags & NO_ID)
         return Decoded(batch, rejected, unknown, no_id)
 

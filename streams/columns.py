@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import EVENT, Erase, EventBatch
+from featurestore.events import target_code
 from streams.deadletter import Rejected
 
 
@@ -40,10 +41,20 @@ class Columns:
     offset: list[int] = field(default_factory=list)
     identity: list[bytes] = field(default_factory=list)
     event_id: list[str | None] = field(default_factory=list)
+    target: list[str | None] = field(default_factory=list)
 
 
-def batch(source: int, keys: Sequence[bytes], columns: Columns, erases: list[Erase]) -> EventBatch:
-    """Lists to arrays: each list is converted once, no numpy scalar is made per event."""
+def batch(
+    source: int,
+    keys: Sequence[bytes],
+    columns: Columns,
+    erases: list[Erase],
+    social: bool = False,
+) -> EventBatch:
+    """Lists to arrays: each list is converted once, no numpy scalar is made per event.
+
+    social: the fold reads whom an interaction addressed; else its code is that of nobody.
+    """
     n = len(columns.time_ms)
     events = np.zeros(n, EVENT)
     events["time_ms"] = columns.time_ms
@@ -54,6 +65,8 @@ def batch(source: int, keys: Sequence[bytes], columns: Columns, erases: list[Era
     events["kind"] = columns.kind
     events["flags"] = columns.flags
     events["source"] = source
+    if social:
+        events["target"] = [target_code(target) for target in columns.target]
     identity = np.frombuffer(b"".join(columns.identity), "<u8").reshape(n, 2)
     events["id_hi"], events["id_lo"] = identity[:, 0], identity[:, 1]
     events["content"] = content(events)
@@ -65,18 +78,25 @@ def batch(source: int, keys: Sequence[bytes], columns: Columns, erases: list[Era
         events["record_ms"].copy(),
         erases,
         columns.event_id,
+        columns.target if any(columns.target) else [],
     )
 
 
 def content(events: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
     """Hash of all that the fold reads of each event, (N,): time, value, action, category, kind.
 
-    Multiply and shift as in splitmix64's finaliser, one round a column.
+    And whom it addressed, where the fold reads that. Multiply and shift as in splitmix64's
+    finaliser, one round a column.
     """
     h = np.full(len(events), 0x9E3779B97F4A7C15, np.uint64)
     for name in ("time_ms", "value_micro", "action", "category", "kind"):
         h = (h ^ events[name].astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
         h ^= h >> np.uint64(31)
+    # Only where there is one: without, an event's hash is what it was before targets were read.
+    at = np.flatnonzero(events["target"])
+    if len(at):
+        one = (h[at] ^ events["target"][at].astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
+        h[at] = one ^ (one >> np.uint64(31))
     h *= np.uint64(0x94D049BB133111EB)
     return (h >> np.uint64(32)).astype(np.uint32)
 
@@ -109,4 +129,7 @@ def merge(decoded: Sequence[Decoded]) -> EventBatch:
             for e in b.erases
         ],
         [event_id for b in batches for event_id in b.event_id],
+        [t for b in batches for t in b.target or [None] * b.size]
+        if any(b.target for b in batches)
+        else [],
     )

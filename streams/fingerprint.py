@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from featurestore.errors import StoreMismatch
-from featurestore.features import FEATURES
+from featurestore.features import FEATURES, SOCIAL
 from featurestore.store import FeatureStore, Watermark
 from streams.settings import Settings
 
@@ -27,6 +27,7 @@ _SINGLE = {
     "horizons": "LIVEVALUE_MODEL__HORIZONS_DAYS",
     "silence": "LIVEVALUE_MODEL__SILENCE_DAYS",
     "table": "the feature table (of another version of livevalue)",
+    "edges": "the columns of edges (of another version of livevalue)",
     "generation": "the generation",
 }
 _TOPICS = tuple(f"LIVEVALUE_KAFKA__{name}" for name in ("BROWSE", "PURCHASE", "INTERACTION"))
@@ -37,8 +38,11 @@ class Fingerprint:
     """Everything that changes a folded state or its value, of these settings and a generation."""
 
     def __init__(self, settings: Settings, generation: str) -> None:
+        # A switch that is off is as if it had never been: stores from before it go on.
+        social = settings.features.social
+        off = set() if social else {"social"}
         what = {
-            "features": settings.features.model_dump(mode="json"),
+            "features": settings.features.model_dump(mode="json", exclude=off),
             "table": [f.name for f in FEATURES],
             "value": settings.value.model_dump(mode="json"),
             "sources": settings.kafka.sources,
@@ -50,6 +54,8 @@ class Fingerprint:
             "silence": [float(days) for days in settings.model.silence_days],
             "generation": generation,
         }
+        if social:
+            what["edges"] = [f.name for f in SOCIAL]
         self.content = json.dumps(what, sort_keys=True).encode()
         self.text = _hash(self.content)  # as it stands in the watermark
 

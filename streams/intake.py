@@ -309,6 +309,7 @@ def _part(chunk: Chunk, low: int, high: int) -> Decoded:
             for u, x in zip(user[b - a :].tolist(), erases, strict=True)
         ],
         event_id=batch.event_id[a:b],
+        target=batch.target[a:b],
     )
     rejected = [r for r in decoded.rejected if first <= r.offset <= last]
     return Decoded(events, rejected, 0, 0)

@@ -25,6 +25,7 @@ from featurestore.events import (
     NotJson,
     Purchase,
     action_code,
+    addressed,
     category_code,
     loads,
 )
@@ -72,6 +73,7 @@ class Row:
     flags: int
     identity: bytes
     event_id: str | None
+    target: str | None  # whom it addressed
 
 
 class Reader:
@@ -144,6 +146,7 @@ class Reader:
             flags=flags,
             identity=blake2b(named, digest_size=16).digest(),
             event_id=event.event_id,
+            target=_addressed(event),
         )
 
     def _model(self, source: int, fields: dict[str, Any]) -> Event:
@@ -221,6 +224,12 @@ class Reader:
         if "type" in named:
             name = bytes(named["type"]).decode(errors="replace").strip('" ')
         return len(named.keys() - _FIELDS.get(name or "", _ALL_FIELDS))
+
+
+def _addressed(event: Event) -> str | None:
+    if not isinstance(event, Interaction):
+        return None
+    return addressed(event.target_user_id, event.user_id)
 
 
 def _check_erase_key(key: bytes | None) -> None:

@@ -117,7 +117,9 @@ class Links:
     """Lends connections to the server that holds a key, whichever that is at the moment.
 
     Where the URL names Sentinels or a cluster, a server that is gone or says that it is not the
-    one is looked for again, once a call: what was refused so has done nothing.
+    one is looked for again, once a call: what was refused so has done nothing. While a slot of a
+    cluster moves key by key, one key is asked for where it is by then; what needs several keys, as
+    a commit does, waits until all have moved (TRYAGAIN).
     """
 
     def __init__(self, address: Address, timeout_s: float) -> None:
@@ -167,12 +169,21 @@ class Links:
                 again = False
                 continue
             replies = await self._exchange(link, node, commands)
+            if (there := _moving(replies, node)) and commands[0][0] != b"FCALL":
+                # Not a function: the other node may have none of ours yet.
+                return await self._ask_there(there, commands[0])
             if not any(isinstance(r, ErrorReply) and _elsewhere(str(r)) for r in replies):
                 return replies
             self._lost(node)
             if not again:
                 return replies
             again = False
+
+    async def _ask_there(self, node: Node, command: Sequence[bytes]) -> list[Any]:
+        """One command about a key that has gone before its slot."""
+        link = await self._take(node)
+        leave, reply = await self._exchange(link, node, [[b"ASKING"], command])
+        return [leave if isinstance(leave, ErrorReply) else reply]
 
     async def _holding(self, at: At, commands: Sequence[Sequence[bytes]]) -> Node:
         if isinstance(at, Node):
@@ -324,6 +335,22 @@ class Links:
 def _elsewhere(text: str) -> bool:
     """Does the server say that another one is to be asked, now or soon?"""
     return any(word in text for word in _ELSEWHERE)
+
+
+def _moving(replies: Sequence[Any], asked: Node) -> Node | None:
+    """Where the only command's key is, if its slot is about to leave the node that was asked.
+
+    >>> str(_moving([ErrorReply("ASK 3999 10.0.0.2:6381")], Node("10.0.0.1", 6379)))
+    '10.0.0.2:6381'
+    """
+    if len(replies) != 1 or not isinstance(replies[0], ErrorReply):
+        return None
+    word, _, rest = str(replies[0]).partition(" ")
+    if word != "ASK":
+        return None
+    host, _, port = rest.split()[-1].rpartition(":")
+    # A node that does not know its own name leaves it to whom we asked.
+    return Node(host.strip("[]") or asked.host, int(port))
 
 
 def _reason(error: Exception) -> str:

@@ -346,12 +346,15 @@ class RedisStore:
 
         A cursor means something to the process that gave it only: each hashes keys by a seed of
         its own. After a restart or a failover the walk begins anew, else it would pass over users.
+        Nor would a walk see keys that have gone before their slot to another node of a cluster: a
+        key that does not exist is asked for, which a node refuses while its slot moves (ASK).
         """
         who, _, at = cursor.rpartition(b":")
         while True:
             options = [b"MATCH", _literal(start) + b"*", b"COUNT", b"%d" % count]
-            told, (after, found) = await self._ask(
-                partition, [b"INFO", b"server"], [b"SCAN", at, *options]
+            nobody = [b"GET", self._of(partition, "moving")]
+            told, (after, found), _ = await self._ask(
+                partition, [b"INFO", b"server"], [b"SCAN", at, *options], nobody
             )
             here = told.partition(b"run_id:")[2].split(None, 1)[0]
             if not who or who == here:

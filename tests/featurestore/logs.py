@@ -23,7 +23,7 @@ from featurestore.events import action_code
 from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.fold_settings import DAY_MS
 from featurestore.settings import FeatureSettings
-from featurestore.state import BUCKETS, CHANNELS, RHYTHM, States
+from featurestore.state import BUCKETS, CHANNELS, CIRCLE, RHYTHM, States
 from featurestore.step import TOKENS
 from featurestore.twin import User
 from featurestore.update import Event, Side
@@ -138,6 +138,7 @@ def draw_event(
         kind=chance.randrange(3),
         source=source,
         flags=flags,
+        target=chance.choice([0, 0, 0, 1, 77, 200, 255, chance.randrange(1, 256)]),
     )
 
 
@@ -249,6 +250,7 @@ def play(log_order: Sequence[Record], sizes: Sequence[int], settings: FoldSettin
 
 EXACT = (
     *("first_ms", "last_ms", "first_order_ms", "last_order_ms", "last_refund_ms", "last_step_ms"),
+    *("edges", "last_edge_ms"),
     *("session_ms", "first_record_ms", "order_gap_ms", "event_gap_ms", "gross_micro"),
     *("refunded_micro", "id_hi", "id_lo", "orders", "refunds", "late", "sessions"),
     "session_events",
@@ -264,8 +266,12 @@ def assert_same_side(row: np.void, side: Side, settings: FoldSettings) -> None:
     assert row["last_type_ms"].tolist() == [NO_TIME if t is None else t for t in side.last_type_ms]
     if side.last_ms is None:
         return
+    codes = {c for c in range(CIRCLE) if row["circle"][c // 8] >> (c % 8) & 1}
+    assert codes == side.circle
     for h, half_life in enumerate(settings.half_lives_ms):
         scale = 2 ** -((side.last_ms % half_life) / half_life)
+        edges = side.decayed_sum("edges", h)
+        assert abs(scale * float(row["decayed_edges"][h]) - edges) <= 1e-9 * edges + 1e-12
         gross = scale * float(np.abs(row["decayed"][h]).sum())
         for c, name in enumerate(CHANNELS):
             expected = side.decayed_sum(name, h)

@@ -116,13 +116,14 @@ def test_caps_and_idle_sources_leave_identities_counts_money_and_decayed_sums_eq
     limit = 1e-9 * (1 + (one.head["gross_micro"] + one.head["refunded_micro"]) / 1e6)
     off = np.abs(one.head["decayed"] - other.head["decayed"])
     assert (off <= limit[:, None, None] + 1e-9 * np.abs(one.head["decayed"])).all()
+    np.testing.assert_allclose(one.head["decayed_edges"], other.head["decayed_edges"], rtol=1e-9)
     np.testing.assert_allclose(one.head["mix"], other.head["mix"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.head["buckets"], other.head["buckets"], rtol=1e-5, atol=1e-3)
 
 
 REMAINS = (
     *("first_ms", "last_ms", "last_type_ms", "first_order_ms", "last_order_ms", "last_refund_ms"),
-    *("last_step_ms", "first_record_ms", "late"),
+    *("last_step_ms", "first_record_ms", "late", "edges", "last_edge_ms", "circle"),
 )
 
 

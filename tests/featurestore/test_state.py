@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.blob import HEADER, VERSION
+from featurestore.blob import HEADER, VERSION, WITHOUT_EDGES
 from featurestore.columns import EVENT, NO_TIME
 from featurestore.digest import EXACT, Digest, exact_fields
 from featurestore.errors import StateFormatError
-from featurestore.state import MARKS, SEEN, STATE, States, history
+from featurestore.state import MARKS, PLAIN, SEEN, STATE, States, history
 from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of, in_time, play, settings
 from tests.featurestore.test_vector import plain_log
 
@@ -111,11 +111,14 @@ def test_sizes_are_what_the_layout_says() -> None:
     states = some_states(5)
     for u, blob in enumerate(states.encode()):
         sides = 2 if states.has_tail()[u] else 1
-        size = HEADER.itemsize + sides * STATE.itemsize
+        edged = states.head["edges"][u] > 0
+        size = HEADER.itemsize + sides * (STATE.itemsize if edged else PLAIN)
         size += len(states.tail.row(u)) * EVENT.itemsize
         size += (len(states.ids.row(u)) + len(states.ring.row(u))) * SEEN.itemsize
         assert len(blob) == size
-    assert 600 <= STATE.itemsize <= 900
+    assert 0 < (states.head["edges"] > 0).sum() < len(states.users)
+    assert 600 <= PLAIN <= 900
+    assert STATE.itemsize - PLAIN <= 72
 
 
 def told(states: States, u: int) -> dict[str, list[int]]:
@@ -131,6 +134,9 @@ def told(states: States, u: int) -> dict[str, list[int]]:
         "marks": [int(states.marks[u][name]) for name in MARKS.names or ()],
         "decayed": np.round(states.head["decayed"][u] * 1000).astype(int).reshape(-1).tolist(),
         "buckets": np.round(states.head["buckets"][u] * 1000).astype(int).reshape(-1).tolist(),
+        "edges": [int(states.head[name][u]) for name in ("edges", "last_edge_ms")],
+        "decayed_edges": np.round(states.head["decayed_edges"][u] * 1000).astype(int).tolist(),
+        "circle": states.head["circle"][u].tolist(),
     }
 
 
@@ -147,17 +153,27 @@ def test_every_version_is_read_for_ever_and_rolled_forward(version: int) -> None
     assert {blob[0] for blob in blobs} == {version}
     states = States.decode(users, blobs)
     written = states.encode()
-    assert {blob[0] for blob in written} == {VERSION}
+    edged = states.head["edges"] > 0
+    assert [blob[0] for blob in written] == np.where(edged, VERSION, WITHOUT_EDGES).tolist()
+    assert edged.any() == (version == VERSION)
     for read in (states, States.decode(users, written)):
         for u, told_then in enumerate(wanted):
             assert told_then.items() <= told(read, u).items()
 
 
 def test_versions_may_stand_side_by_side() -> None:
-    old, blobs, _ = golden(1)
-    new = States.decode(old, blobs).encode()
+    users, blobs = [], []
+    for version in range(1, VERSION + 1):
+        some, written, _ = golden(version)
+        users += [f"{version} {user}" for user in some]
+        blobs += written
+    new = States.decode(users, blobs).encode()
     mixed = [blob if u % 2 else new[u] for u, blob in enumerate(blobs)]
-    assert States.decode([*old, "nobody"], [*mixed, None]).encode()[:-1] == new
+    assert len({blob[0] for blob in mixed}) == VERSION
+    assert States.decode([*users, "nobody"], [*mixed, None]).encode()[:-1] == new
+    apart = np.random.default_rng(0).permutation(len(users)).tolist()
+    again = States.decode([users[u] for u in apart], [mixed[u] for u in apart])
+    assert again.encode() == [new[u] for u in apart]
 
 
 def test_digest_does_not_depend_on_order_or_pages_and_knows_every_exact_field() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.exact import bound, exact_features
-from featurestore.features import FEATURES, STATIC, WINDOWS_DAYS
+from featurestore.features import FEATURES, STATIC, WINDOWS_DAYS, table
 from featurestore.fold_settings import DAY_MS
 from featurestore.settings import FeatureSettings
 from featurestore.state import States, blank
@@ -32,10 +32,11 @@ from tests.featurestore.logs import (
     settings,
 )
 
-NAMES = [feature.name for feature in FEATURES]
 WINDOWS = {f"{what}_{d}d" for what in ("orders", "events", "value") for d in WINDOWS_DAYS}
 # What `settings` in logs.py makes of it.
-SETTINGS = FeatureSettings(half_lives_days=(0.3, 2.0, 9.0))
+SETTINGS = FeatureSettings(half_lives_days=(0.3, 2.0, 9.0), social=True)
+TABLE = table(SETTINGS)
+NAMES = [feature.name for feature in TABLE]
 KNOTS_MS = np.array([0, 1, 3, 7, 14, 30, 60, 90, 180, 365], np.int64) * DAY_MS
 
 
@@ -52,6 +53,8 @@ def plain_log(chance: random.Random, size: int, pace_ms: int = DAY_MS) -> Log:
         source = chance.randrange(3)
         event = draw_event(chance, now, source)
         user = f"user-{chance.randrange(9)}"
+        if user == "user-0":  # the one without an edge
+            event = replace(event, target=0)
         log[source].append(Record(source, len(log[source]), user, now, event))
     return log
 
@@ -94,7 +97,7 @@ def test_many_query_times_give_what_each_gives_alone() -> None:
     states = random_states(1)
     when = states.head["last_ms"][:, None] + KNOTS_MS
     together = encode(states, when, START_MS, SETTINGS)
-    assert together.shape == (len(states.users), len(KNOTS_MS), len(FEATURES))
+    assert together.shape == (len(states.users), len(KNOTS_MS), len(TABLE))
     for k in range(len(KNOTS_MS)):
         alone = encode(states.head, when[:, k], START_MS, SETTINGS)
         assert alone.tobytes() == together[:, k].tobytes()
@@ -167,7 +170,7 @@ def test_window_passes_evenly_through_the_bucket_in_which_it_begins() -> None:
 
 def test_table_says_something_of_every_column_once() -> None:
     assert len(set(NAMES)) == len(NAMES)
-    assert all(f.unit and f.window and f.meaning and f.error for f in FEATURES)
+    assert all(f.unit and f.window and f.meaning and f.error for f in TABLE)
     assert len(set(TOKENS)) == len(TOKENS)
 
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from featurestore.columns import NO_ID, STEPS, Erase
-from featurestore.events import TYPES, action_code, category_code
+from featurestore.columns import EVENT, NO_ID, STEPS, Erase
+from featurestore.events import TYPES, action_code, category_code, target_code
 from featurestore.partitioner import partition
 from featurestore.settings import DatedRate, FeatureSettings, ValueRule, ValueSettings
 from streams.codec import Codec, Decoded, merge
+from streams.columns import content
 from streams.deadletter import ORIGIN, Reason
 from streams.settings import KafkaSettings, Settings
 
@@ -53,7 +54,7 @@ CODECS = [
         Settings(
             kafka=KafkaSettings(partitions=2, partitioner="fnv1a"),
             value=RULES,
-            features=FeatureSettings(derive_ids=True),
+            features=FeatureSettings(derive_ids=True, social=True),
         )
     ),
     Codec(Settings(kafka=ONE, value=ValueSettings(kind="count", currency="points", rules=()))),
@@ -87,6 +88,7 @@ def same(fast: Decoded, slow: Decoded) -> None:
     assert a.log_ms.tolist() == b.log_ms.tolist()
     assert a.erases == b.erases
     assert a.event_id == b.event_id
+    assert a.target == b.target
 
 
 def reason(record: Record, source: int = PURCHASE) -> Reason:
@@ -449,6 +451,32 @@ def test_content_differs_where_the_fold_would() -> None:
     ).batch.events["content"]
     assert first != second
     assert first == third
+
+
+def test_whom_an_interaction_addresses_is_folded_only_where_the_setting_says_so() -> None:
+    said = ["bo", "cy", "ada", "", None]
+    records = [
+        Record(b"ada", event(action="message", target_user_id=target), offset=i)
+        for i, target in enumerate(said)
+    ]
+    on = Codec(Settings(kafka=ONE, features=FeatureSettings(social=True)))
+    told = decode(*records, source=INTERACTION, codec=on).batch
+    assert told.target == ["bo", "cy", None, None, None]
+    assert told.events["target"].tolist() == [target_code("bo"), target_code("cy"), 0, 0, 0]
+    silent = decode(*records, source=INTERACTION).batch
+    assert silent.target == told.target
+    assert not silent.events["target"].any()
+    # Another target under a known id is other content only to who reads targets.
+    assert len(set(told.events["content"].tolist())) == 3
+    assert set(silent.events["content"].tolist()) == {int(told.events["content"][4])}
+
+
+def test_content_of_an_event_without_target_is_what_it_always_was() -> None:
+    events = np.zeros(2, EVENT)
+    for name, values in (("time_ms", (1, 2)), ("value_micro", (5, -6)), ("action", (1, 2))):
+        events[name] = values
+    events["category"], events["kind"] = (3, 4), (1, 2)
+    assert content(events).tolist() == [973820274, 1174970735]
 
 
 def test_the_value_table_is_exact_and_rounds_once() -> None:

@@ -63,6 +63,14 @@ async def test_each_setting_that_differs_is_named_with_both_values_and_no_other(
     await pipeline(store).fingerprint.check(store, mark)
 
 
+async def test_switching_edges_on_needs_a_fold_from_the_log() -> None:
+    store = MemoryStore("main", Backing())
+    mark = await begin(pipeline(store))
+    said = await refused(pipeline(store, features=FeatureSettings(social=True)), mark)
+    assert "LIVEVALUE_FEATURES__SOCIAL (nothing in the store, true in the settings)" in said
+    assert said.count("LIVEVALUE_") == 1
+
+
 @pytest.mark.parametrize(
     ("kafka", "named"),
     [
@@ -119,3 +127,8 @@ def test_what_changes_no_fold_changes_no_fingerprint() -> None:
     days = ModelSettings.model_validate({"silence_days": list(ModelSettings().silence_days)})
     assert Fingerprint(settings(model=days), "g").text == first.text
     assert Fingerprint(settings(), "h").text != first.text
+    # A store from before there was the setting goes on, as long as it is off.
+    off = Fingerprint(settings(features=FeatureSettings(social=False)), "g")
+    assert b"social" not in off.content
+    on = Fingerprint(settings(features=FeatureSettings(social=True)), "g")
+    assert off.text == first.text != on.text
