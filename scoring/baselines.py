@@ -25,6 +25,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import betaln, gammaln, hyp2f1
 
+from scoring.forecasts import Forecast
 from scoring.metrics import Values
 
 DAY = 86_400_000
@@ -50,15 +51,6 @@ class Orders:
     def buyer(self) -> npt.NDArray[np.bool_]:
         """Users with at least one order; the others have no first order to count from."""
         return self.total > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """Of N users for one horizon."""
-
-    expected: Values  # money
-    p_active: Values | None  # P(at least one order)
-    score: Values | None = None  # what ranks activity where there is no probability
 
 
 def orders(
@@ -363,7 +355,7 @@ def past_spend(known: Orders, days: float) -> Forecast:
     weeks = known.age.sum()
     level = days / WEEK_DAYS * len(known) / weeks if weeks > 0 else 0.0
     expected = np.maximum(known.spent, 0) * level
-    return Forecast(expected, None, expected)
+    return Forecast(expected)
 
 
 Baseline = Callable[[Orders, float], Forecast]

@@ -21,6 +21,7 @@ from scoring.examples import build
 from scoring.generation import prior
 from scoring.history import History, before
 from scoring.settings import ModelSettings
+from scoring.trainable import TRAINED
 from tests.scoring.logs import DAY, shoppers
 
 Log = list[tuple[int, EventBatch]]
@@ -194,5 +195,5 @@ def test_rows_are_scored_alike_in_any_chunk() -> None:
 
 def test_every_model_is_named_and_explained() -> None:
     names = model_names()
-    assert {"served", "linear", "prior", *BASELINES} == set(names)
+    assert {"served", *TRAINED, *BASELINES} == set(names)
     assert all(names.values())
