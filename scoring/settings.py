@@ -78,6 +78,9 @@ class TrainingSettings(BaseModel):
     width: int = Field(
         32, ge=2, le=256, description="of what reads the events; past 32 a minGRU gains nothing"
     )
+    window: int = Field(
+        8, ge=1, le=256, description="last events that a layer of the transformer looks at"
+    )
     epochs: int | None = Field(
         None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
     )

@@ -126,6 +126,12 @@ def _linear(examples: Examples, seed: int) -> Generation:
     return linear.train(examples)
 
 
+def _graph(examples: Examples, seed: int) -> Generation:
+    from scoring.zoo import graph
+
+    return graph.train(examples)
+
+
 def _polynomial(examples: Examples, seed: int) -> Generation:
     from scoring.zoo import polynomial
 
@@ -164,8 +170,23 @@ def _prior(
 TRAINED: dict[str, Trainable] = {
     SERVED: Trainable("what retrain makes (setting training.family), as served", _served),
     "mingru": Trainable("minGRU beside the features", _net("mingru"), holds_out=True),
+    "gru": Trainable("GRU beside the features", _net("gru"), holds_out=True),
+    "transformer": Trainable(
+        "Transformer over the last events, beside the features",
+        _net("transformer"),
+        holds_out=True,
+    ),
+    "dnn": Trainable("ZILN network on the features alone", _net("dnn"), holds_out=True),
+    "mlp": Trainable(
+        "the textbook's three layers on recency, frequency and money, squared error",
+        _net("mlp"),
+        holds_out=True,
+    ),
     "gbm": Trainable("LightGBM, two-part", _two_part(_gbm)),
     "linear": Trainable("linear regression, two-part", _two_part(_linear), seeded=False),
+    "graph": Trainable(
+        "linear on features, edges and neighbours' worth", _two_part(_graph), seeded=False
+    ),
     "polynomial": Trainable(
         "regression on squares and products too, two-part", _two_part(_polynomial), seeded=False
     ),

@@ -26,8 +26,13 @@ def _family(module: str) -> Loader:
 
 FAMILIES: dict[str, Loader] = {
     "mingru": _family("scoring.zoo.mingru"),
+    "gru": _family("scoring.zoo.gru"),
+    "transformer": _family("scoring.zoo.transformer"),
+    "dnn": _family("scoring.zoo.dnn"),
+    "mlp": _family("scoring.zoo.mlp"),
     "gbm": _family("scoring.zoo.gbm"),
     "linear": _family("scoring.zoo.linear"),
+    "graph": _family("scoring.zoo.graph"),
     "polynomial": _family("scoring.zoo.polynomial"),
     "svr": _family("scoring.zoo.svr"),
     "svr_rff": _family("scoring.zoo.svr"),
@@ -38,4 +43,8 @@ FAMILIES: dict[str, Loader] = {
 # `new(frame, settings)` and `export(net)`, and RECIPE, the settings that it keeps to a paper's.
 NETS: dict[str, str] = {
     "mingru": "scoring.zoo.mingru_net",
+    "gru": "scoring.zoo.gru_net",
+    "transformer": "scoring.zoo.transformer_net",
+    "dnn": "scoring.zoo.dnn",
+    "mlp": "scoring.zoo.mlp",
 }

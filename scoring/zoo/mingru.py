@@ -17,15 +17,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from scoring import calibration
 from scoring.errors import GenerationError
 from scoring.generation import Manifest
-from scoring.heads import Mixture, prediction, totals
 from scoring.interface import Floats, Prediction
-from scoring.seen import unseen
-from scoring.serving import Lazy, run_chunked, weights
+from scoring.served_heads import Heads, file
+from scoring.serving import weights
+from scoring.steps import Known, Runs
 
-GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 
 
@@ -33,18 +31,14 @@ class MinGRU:
     """A trained generation: implements scoring.interface.ValueModel."""
 
     def __init__(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-        arrays = weights(files[WEIGHTS])
+        arrays = weights(file(files, WEIGHTS))
         # (T, 2W) and (W, 2W): gate and candidate side by side; the tokens' standardisation is
         # folded into the first.
         self._input = (arrays["w1"], arrays["w2"])
         self._bias = (arrays["b1"], arrays["b2"])
         self._width = arrays["w2"].shape[0]
-        # columns of the token that tell the types seen in training; None where all were
-        self._seen: list[int] | None = None
-        if unseen(manifest.seen_types) and manifest.tokens:
-            self._seen = [manifest.tokens.index(name) for name in manifest.seen_types]
-        self._head = Lazy(files[GRAPH])
-        self._calibration = calibration.of(manifest.calibration)
+        self._known = Known(manifest)
+        self._heads = Heads(manifest, files)
         self.carry_size = 2 * self._width
         self.horizons_s = manifest.horizons_s
 
@@ -54,60 +48,35 @@ class MinGRU:
         Steps of a type that was not seen in training are passed over.
         """
         out = carries.copy()
-        if self._seen is not None:
-            known = tokens[:, self._seen].any(axis=1)
-            if not known.all():
-                rows, tokens = rows[known], tokens[known]
+        rows, tokens = self._known(rows, tokens)
         if not len(rows):
             return out
-        order = np.argsort(rows, kind="stable")
-        rows = rows[order]
-        first, rank, last = _runs(rows)
-        x, start = tokens[order], carries[rows[first]]
+        runs = Runs.of(rows, tokens)
+        x, start = runs.tokens, carries[runs.users]
         for layer, (w, b) in enumerate(zip(self._input, self._bias, strict=True)):
             part = slice(layer * self._width, (layer + 1) * self._width)
-            x = _scan(x @ w + b, start[:, part], first, rank, self._width)
-            out[rows[last], part] = x[last]
+            x = _scan(x @ w + b, start[:, part], runs, self._width)
+            out[runs.users, part] = x[runs.last]
         return out
 
     def predict(self, carries: Floats, features: Floats) -> Prediction:
         """`carries` (U, C), `features` (U, K, F) -> Prediction, calibrated."""
-        expected, p_active, q, mu, sigma = run_chunked(
-            self._head.get(), {"carry": carries, "features": features}, features.shape[1]
-        )
-        made = Mixture(expected, p_active, *totals(q, mu, sigma))
-        return prediction(made, *self._calibration(expected, p_active))
+        return self._heads(features, carries)
 
 
-def _runs(
-    rows: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """First index of each run of equal rows, each step's rank within its run, last indices."""
-    first = np.flatnonzero(np.concatenate(([True], rows[1:] != rows[:-1])))
-    last = np.append(first[1:], len(rows)) - 1
-    rank = np.arange(len(rows)) - np.repeat(first, last - first + 1)
-    return first, rank, last
-
-
-def _scan(
-    pre: Floats,
-    start: Floats,
-    first: npt.NDArray[np.intp],
-    rank: npt.NDArray[np.intp],
-    width: int,
-) -> Floats:
+def _scan(pre: Floats, start: Floats, runs: Runs, width: int) -> Floats:
     """States after each step: h <- (1 - z) h + z c along each run, starting from `start`.
 
     Hillis and Steele's scan over the maps h -> a h + b; both stay convex, so nothing grows.
     """
     gate: Floats = np.reciprocal(1 + np.exp(-pre[:, :width]))
     a, b = 1 - gate, gate * pre[:, width:]
-    b[first] += a[first] * start
+    b[runs.first] += a[runs.first] * start
     # nothing reaches over the start of a run any more
-    a[first] = 0
-    reach, longest = 1, int(rank.max())
+    a[runs.first] = 0
+    reach, longest = 1, int(runs.rank.max())
     while reach <= longest:
-        late = np.flatnonzero(rank >= reach)
+        late = np.flatnonzero(runs.rank >= reach)
         early = late - reach
         a_late = a[late]
         b[late] += a_late * b[early]

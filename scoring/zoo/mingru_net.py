@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from scoring.graphs import array, graph
 from scoring.nets import Frame
 from scoring.nets import Net as Base
+from scoring.served_heads import GRAPH
 from scoring.settings import TrainingSettings
-from scoring.zoo.mingru import GRAPH, WEIGHTS
+from scoring.zoo.mingru import WEIGHTS
 
 
 class Net(Base):

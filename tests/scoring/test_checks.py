@@ -13,14 +13,17 @@ from scoring import checks, two_part
 from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, Manifest, prior
+from scoring.inputs import SOCIAL_NAMES
 from scoring.interface import Floats, Prediction
-from scoring.settings import ModelSettings
+from scoring.settings import ModelSettings, TrainingSettings
+from scoring.social import NEAR_NAMES, Table
 from scoring.two_part import Labels
-from scoring.zoo import FAMILIES, gbm, linear, polynomial, svr
+from scoring.zoo import FAMILIES, NETS, gbm, graph, linear, polynomial, svr
 
 NAMES = [feature.name for feature in FEATURES]
 DAY_S = 86_400
 SAMPLE = Sample.drawn(40, 5, len(NAMES), len(TOKENS))
+WIDE = (*NAMES, *SOCIAL_NAMES, *NEAR_NAMES)
 
 
 def made_prior() -> Generation:
@@ -53,6 +56,16 @@ def made_linear() -> Generation:
     return of_matrix("linear", linear.fit)
 
 
+def made_graph() -> Generation:
+    manifest, keep, x, labels = few()
+    more = np.random.default_rng(1).lognormal(0, 1, (len(x), len(WIDE) - len(NAMES)))
+    x = np.concatenate([x, more.astype(np.float32)], axis=1)
+    keep = np.concatenate([keep, np.ones(more.shape[1], bool)])
+    table = Table.of(["ada", "bo"], np.ones((2, len(NEAR_NAMES)), np.float32), 5)
+    named = manifest.model_copy(update={"family": "graph"})
+    return graph.generation(named, WIDE, keep, graph.fit(x, labels), table)
+
+
 def made_polynomial() -> Generation:
     names = two_part.named(few()[1])
     return of_matrix("polynomial", lambda x, labels: polynomial.fit(x, names, labels))
@@ -73,43 +86,51 @@ def made_gbm() -> Generation:
     return gbm.generation(named, keep, gbm.fit(x, labels, np.arange(500) % 5 == 0, rounds=30))
 
 
-def made_mingru() -> Generation:
-    torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-    from scoring.nets import Frame, Scaling
-    from scoring.zoo.mingru_net import Net, export
+def made_net(family: str) -> Callable[[], Generation]:
+    def made() -> Generation:
+        torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+        from scoring import training
+        from scoring.generation import build
+        from scoring.losses import form
+        from scoring.nets import Frame, Scaling
 
-    torch.manual_seed(0)
-    scale = np.ones(len(NAMES), np.float32)
-    scale[3] = 0  # constant in training
-    features = Scaling(np.zeros(len(NAMES), np.float32), scale)
-    tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
-    offset = NAMES.index("log_mean_order_value")
-    net = Net(Frame(tokens, features, 3, offset, static=STATIC), width=8)
-    manifest = Manifest(
-        family="mingru",
-        horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
-        features=tuple(NAMES),
-        tokens=TOKENS,
-        trained_features=tuple(n for n, s in zip(NAMES, scale, strict=True) if s),
-    )
-    from scoring.generation import build
+        torch.manual_seed(0)
+        scale = np.ones(len(NAMES), np.float32)
+        scale[3] = 0  # constant in training
+        features = Scaling(np.zeros(len(NAMES), np.float32), scale)
+        tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
+        how = training.resolved(TrainingSettings(family=family, width=8, window=3))
+        offset = NAMES.index("log_mean_order_value")
+        frame = Frame(tokens, features, 3, offset, static=STATIC, form=form(how.loss))
+        module = training.family(family)
+        net = module.new(frame, how)
+        read = net.feature_scale.numpy() > 0
+        manifest = Manifest(
+            family=family,
+            horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
+            features=tuple(NAMES),
+            tokens=TOKENS,
+            trained_features=tuple(n for n, r in zip(NAMES, read, strict=True) if r),
+        )
+        return build(manifest, module.export(net))
 
-    return build(manifest, export(net))
+    return made
 
 
 MAKERS: dict[str, Callable[[], Generation]] = {
     "prior": made_prior,
     "gbm": made_gbm,
     "linear": made_linear,
+    "graph": made_graph,
     "polynomial": made_polynomial,
     "svr": made_svr,
     "svr_rff": made_svr_rff,
-    "mingru": made_mingru,
+    **{family: made_net(family) for family in NETS},
 }
 
 
 def unseen(generation: Generation) -> npt.NDArray[np.intp]:
-    return checks.untrained(generation, NAMES)
+    return checks.untrained(generation, generation.manifest.features or NAMES)
 
 
 def test_every_family_is_held_to_the_suite() -> None:
@@ -121,7 +142,9 @@ def test_family_keeps_every_promise(family: str) -> None:
     generation = MAKERS[family]()
     assert generation.manifest.family == family
     assert len(unseen(generation)), "nothing would be checked of unseen features"
-    assert checks.check(generation, SAMPLE, unseen(generation)) == []
+    width = len(generation.manifest.features or NAMES)
+    sample = Sample.drawn(40, 5, width, len(TOKENS))
+    assert checks.check(generation, sample, unseen(generation)) == []
 
 
 class Broken:
