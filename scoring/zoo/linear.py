@@ -33,7 +33,8 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
         keep = two_part.learnable(rows)
-        return two_part.generation(manifest, keep, fit(rows.features[:, keep], Labels.of(rows)))
+        arrays = fit(rows.features[:, keep], Labels.of(rows), ridge)
+        return two_part.generation(manifest, keep, arrays)
 
     return two_part.train("linear", examples, fitted, {"ridge": ridge})
 

@@ -10,7 +10,7 @@ from tests.scoring.test_linear import ROWS
 def blobs(rows: int = 800) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(rows, 4)).astype(np.float32)
-    y = z @ np.array([1.0, -0.6, 0.3, 0.0]) + rng.normal(0, 0.8, rows) > 0.2
+    y = z @ np.array([1.0, -0.6, 0.3, 0.0]) + rng.normal(0, 0.8, rows) > 1.0
     return z, y
 
 
@@ -21,7 +21,7 @@ def test_machine_equals_that_of_scikit_learn() -> None:
     weights, bias = svr.machine(z, y, 5.0)
     # the bias is not pulled to 0 here: a large intercept_scaling frees theirs, too
     twin = learned.LinearSVC(
-        C=1 / 5.0 / 2, dual=False, tol=1e-8, intercept_scaling=100, max_iter=10_000
+        C=1 / 5.0 / 2, dual=False, tol=1e-8, intercept_scaling=100, class_weight="balanced"
     ).fit(z, y)
     assert weights == pytest.approx(twin.coef_[0], abs=2e-3)
     assert bias == pytest.approx(twin.intercept_[0], abs=2e-3)
@@ -98,3 +98,14 @@ def test_where_all_are_alike_there_is_no_margin_but_a_rate() -> None:
     w, b = svr.classify(z, np.zeros(50, bool), 1.0)
     assert not w.any()
     assert 1 / (1 + np.exp(-b)) == pytest.approx(0.5 / 51)
+
+
+def test_rare_events_still_have_a_margin() -> None:
+    """One in fifty: without the weights the margin would be that nobody is active."""
+    z, _ = blobs(8000)
+    rng = np.random.default_rng(2)
+    rare = rng.random(8000) < 1 / (1 + np.exp(4.5 - 1.2 * z[:, 0]))
+    assert rare.mean() < 0.04
+    w, b = svr.classify(z, rare, 30.0)
+    assert metrics.auc(rare, z @ w + b) > 0.75
+    assert (1 / (1 + np.exp(-(z @ w + b)))).mean() == pytest.approx(rare.mean(), rel=0.05)
