@@ -119,7 +119,7 @@ def cdnow_generation(data_dir: Path) -> Generation:
     return generation(trained, past, calibrate_on=newest(past, 3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(
     cdnow_generation: Generation, data_dir: Path
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_topic_that_the_model_never_saw_moves_no_value(examples: Examples) -> 
     assert not [f.name for f, m in zip(FEATURES, moved & ~constant, strict=True) if m]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_cdnow_the_silence_curve_says_what_the_model_would(
     cdnow_generation: Generation, data_dir: Path
 ) -> None:
