@@ -20,6 +20,7 @@ from featurestore.partitioner import partition
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
 from streams import topics
+from tests import forks
 from tests.livevalue.values import publish, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,14 +39,7 @@ def run(tmp_path: Path) -> Run:
     """One command to its end, in an empty working directory."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "livevalue.cli", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=tmp_path,
-            env=_environment(environment),
-        )
+        return forks.run(arguments, cwd=tmp_path, env=_environment(environment), timeout=60)
 
     return run
 

@@ -35,6 +35,7 @@ from streams import topics
 from streams.codec import Codec
 from streams.log import FileRecord
 from streams.settings import KafkaSettings, Settings
+from tests import forks
 from tests.livevalue.values import settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -379,14 +380,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def _run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "livevalue.cli", "map", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        env=_environment(environment),
-    )
+    return forks.run(["map", *arguments], cwd=cwd, env=_environment(environment), timeout=120)
 
 
 def test_a_dry_run_of_a_file_needs_no_broker(tmp_path: Path) -> None:
@@ -525,7 +519,7 @@ def test_a_mapper_that_is_killed_leaves_no_message_out(
     stack: Stack, topic_prefix: str, tmp_path: Path
 ) -> None:
     kafka, theirs, environment = _deployed(stack, topic_prefix)
-    many = 30_000
+    many = 12_000
     producer = KafkaProducer(bootstrap_servers=stack.bootstrap, acks="all", linger_ms=20)
     for at in range(many):
         producer.send(theirs, _track("Product Added", {"messageId": str(at)}), partition=at % 2)

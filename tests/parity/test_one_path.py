@@ -42,7 +42,7 @@ async def reference(log: Laid, mixed: bool, partitions: int) -> Played:
 async def test_interleavings_batches_and_restarts_change_nothing(
     mixed: bool, partitions: int, batch: int
 ) -> None:
-    log = laid(nasty(1000, seed=partitions), settings(mixed, partitions).kafka)
+    log = laid(nasty(600, seed=partitions), settings(mixed, partitions).kafka)
     expected = await reference(log, mixed, partitions)
     digest, documents = await expected.digest(), await expected.documents()
     for name in ("applied", "applied_late", "duplicate", "conflict", "late", "future", "erased"):
@@ -66,7 +66,7 @@ async def test_interleavings_batches_and_restarts_change_nothing(
     ],
 )
 async def test_one_event_a_batch_is_the_same_as_many(silent: Quiet, order: Order) -> None:
-    log = laid(nasty(500, users=25, seed=3, quiet=silent), settings(False, 1).kafka)
+    log = laid(nasty(300, users=25, seed=3, quiet=silent), settings(False, 1).kafka)
     expected = await reference(log, False, 1)
     other = Played(settings(False, 1), generation())
     await other.play(log, cuts(log, order, 1, 7), restart_every=50)
@@ -78,7 +78,7 @@ async def test_one_event_a_batch_is_the_same_as_many(silent: Quiet, order: Order
 async def test_a_topic_that_falls_silent_or_never_spoke_changes_nothing(
     silent: Quiet,
 ) -> None:
-    log = laid(nasty(1000, seed=9, quiet=silent), settings(False, 3).kafka)
+    log = laid(nasty(600, seed=9, quiet=silent), settings(False, 3).kafka)
     expected = await reference(log, False, 3)
     other = Played(settings(False, 3), generation())
     await other.play(log, cuts(log, "ahead", 400, 1), restart_every=3)

@@ -327,7 +327,7 @@ def test_sorting_outside_memory_equals_sorting_in_it(rows: list[Any], memory: in
     assert list(external_sort(rows, memory)) == sorted(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_online_retail_lines_become_orders_and_refunds(data_dir: Path) -> None:
     mapping = {"user_id": "CustomerID", "order_id": "InvoiceNo", "event_time": "InvoiceDate",
