@@ -20,7 +20,7 @@ from scoring.metrics import METRICS, NAN, Gain, Values
 
 
 class Difference(NamedTuple):
-    """Metric of a minus metric of b, and its interval of 95 %."""
+    """Metric of a minus metric of b, and its interval."""
 
     delta: float
     low: float
@@ -39,8 +39,11 @@ def paired_bootstrap(
     windows: npt.NDArray[np.integer] | None = None,
     draws: int = 400,
     seed: int = 0,
+    confidence: float = 0.95,
 ) -> Difference:
     """Draw users with replacement, `draws` times, and compare the two predictions each time.
+
+    confidence: of the two-sided interval.
 
     >>> rng = np.random.default_rng(1)
     >>> y = rng.exponential(size=300)
@@ -74,7 +77,8 @@ def paired_bootstrap(
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Difference(delta(None), NAN, NAN)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(drawn, (outside, 1 - outside))
     return Difference(delta(None), float(low), float(high))
 
 

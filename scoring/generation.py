@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from featurestore.features import FEATURES
+from featurestore.vector import TOKENS
 from scoring.errors import GenerationError, UnknownFamily
 from scoring.interface import ValueModel
 from scoring.zoo import FAMILIES
@@ -70,14 +72,16 @@ class Manifest(BaseModel):
     metrics: dict[str, Any] = Field({}, description="on validation cut-offs")
     sha256: dict[str, str] = Field({}, description="of every other file")
     reference: Reference | None = Field(None, description="what drift is measured against")
+    recipe: dict[str, Any] = Field({}, description="how to make it anew: scoring.recipes")
 
     def encode(self) -> bytes:
         """Canonical bytes, fields in the order of this class.
 
-        Without a reference the field is not written: the id of the prior stays what it was
-        before there were any.
+        Without a reference or a recipe that field is not written: the id of the prior stays what
+        it was before there were any.
         """
-        return self.model_dump_json(exclude=None if self.reference else {"reference"}).encode()
+        absent = {name for name in ("reference", "recipe") if not getattr(self, name)}
+        return self.model_dump_json(exclude=absent or None).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,19 @@ def with_unit(made: Generation, unit: str) -> Generation:
     """The same generation for values of this unit."""
     files = {name: made.files[name] for name in made.manifest.sha256}
     return build(made.manifest.model_copy(update={"unit": unit}), files)
+
+
+def unservable(manifest: Manifest, horizons_s: Sequence[int], unit: str) -> str:
+    """Why a generation cannot serve a deployment of this version; empty where it can."""
+    names = tuple(feature.name for feature in FEATURES)
+    if manifest.horizons_s != tuple(horizons_s):
+        days = ", ".join(str(s // 86_400) for s in manifest.horizons_s)
+        return f"it predicts {days} days, other horizons than LIVEVALUE_MODEL__HORIZONS_DAYS"
+    if (manifest.features or names) != names or (manifest.tokens or TOKENS) != TOKENS:
+        return "it reads another feature set than this version encodes"
+    if manifest.unit and unit and manifest.unit != unit:
+        return f"it was trained on values in {manifest.unit}, the deployment's unit is {unit}"
+    return ""
 
 
 def dump(generation: Generation) -> dict[str, bytes]:

@@ -2,14 +2,20 @@
 
 A plain function that cron, Airflow or Kubernetes can call as often as they like: the same log,
 settings and seed give the same bytes, hence the same id, and publishing or promoting them again
-changes nothing. Where the log is too short for labels, the `prior` generation is published, and
-the report says from which date labels will exist.
+changes nothing. In order:
 
-The gate: candidate and champion score the same rows, users whom neither was trained on (held out
-by a hash of their name, so that the next retrain holds out the same) at the newest cut-offs with
-mature labels. The candidate passes if the lower bound of its nGini difference (paired bootstrap
-by user) is not below -.005 and its level is not further off by more than .05 in the logarithm.
-Against the untrained `prior` the upper bound counts: it stays only where it is clearly better.
+1. scan    one look at the log: its ends, its size, whether it holds anything to learn from;
+2. fold    examples at the grid of cut-offs that are trained on, and at the rolling origins;
+3. train   the candidate on all labels that are mature by the newest cut-off, calibrated;
+4. origins the candidate's recipe refitted at each (scoring.origins): its own level and ranking as
+           they would have been, and whether the level corrector helps (scoring.corrector);
+5. check   the conformance suite (scoring.checks): what breaks it is never published;
+6. gate    against the champion (scoring.gate), whose recipe is refitted at the origins, too, where
+           it is another one.
+
+The manifest holds what follows from the log alone (recipe, figures by origin, corrector), so that
+its id does not depend on who was champion; the comparison stands in the report. Where there is too
+little to learn from, `prior` is published, and the report says from which date labels will exist.
 
 Takes an iterable of events, never a topic.
 """
@@ -22,51 +28,28 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
-from featurestore.features import FEATURES
+from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
-from scoring import metrics
-from scoring.bootstrap import paired_bootstrap
-from scoring.carries import carry_rows
+from scoring import checks, gate, metrics, origins
+from scoring.corrector import Corrector, Tried, corrected, factor
 from scoring.drift import with_reference
 from scoring.errors import RegistryError, ScoringError, TooLittleData
-from scoring.examples import DAY_MS, ExampleBuilder, Examples, Log, rolling_cutoffs
-from scoring.generation import Generation, prior, with_unit
+from scoring.examples import DAY_MS, ExampleBuilder, Examples, Ints, Log, rolling_cutoffs
+from scoring.generation import Generation, build, prior, unservable
+from scoring.inputs import FEATURE_NAMES
+from scoring.origins import Plan, Said
+from scoring.recipes import Progress, Recipe, expected, fit
 from scoring.registry import Registry
+from scoring.retrain_settings import RetrainSettings
+from scoring.scan import LogSummary, check, scan
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.splits import held_out
 from scoring.trainable import family
 
-Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
-Values = npt.NDArray[np.float64]
-
-
-class RetrainSettings(BaseModel):
-    """How much is learned from, and what a candidate must reach."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cutoffs: int = Field(12, ge=2, description="rolling cut-offs, at most")
-    most_users: int = Field(200_000, ge=100, description="beyond, a part of the users is drawn")
-    windows: int = Field(3, ge=1, description="newest mature cut-offs that are validated on")
-    ngini_low: float = Field(-0.005, description="least lower bound of the nGini difference")
-    log_bias: float = Field(0.05, ge=0, description="how much further off the level may be")
-    draws: int = Field(400, ge=50, description="of the bootstrap")
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LogSummary:
-    """What one reading of a log shows."""
-
-    events: int
-    users: int
-    start_ms: int  # first event time
-    clock_ms: int  # largest log time
+SAME = "same recipe"  # as the champion's: the gate is passed by identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +61,11 @@ class RetrainReport:
     promoted: bool
     reason: str
     passed: bool = False  # the gate's word, whether or not a promotion was asked for
+    trained: bool = True  # False: there was too little to learn from
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-def scan(log: Log) -> LogSummary:
-    """Count a log and find its ends."""
-    users: set[str] = set()
-    events, start, clock = 0, np.iinfo(np.int64).max, 0
-    for _, batch in log:
-        users.update(batch.users)
-        events += batch.size
-        if batch.size:
-            start = min(start, int(batch.events["time_ms"].min()))
-            clock = max(clock, int(batch.log_ms.max()))
-    return LogSummary(events, len(users), int(start) if events else 0, clock)
 
 
 async def retrain(
@@ -115,31 +86,241 @@ async def retrain(
     `promote` False publishes only.
     """
     settings = settings or RetrainSettings()
+    recipe = Recipe(training or TrainingSettings(), settings.cutoffs, settings.windows)
+    family(recipe.training.family)  # an unknown one is refused before the log is read
     tell = progress or (lambda stage, done, total: None)
     tell("scan", 0, None)
     summary = scan(log())
     lateness_ms = int(FoldSettings.of(features, sources).lateness_ms.max())
     horizons_s = tuple(days * 86_400 for days in model.horizons_days)
+    headline = model.horizons_days.index(int(model.headline.removeprefix("d")))
     champion = await registry.champion()
+    old, lost = await _champion(registry, champion)
+    theirs = Recipe.of(old.manifest) if old is not None else None
+    work = _Work(summary, lateness_ms, horizons_s, headline, settings, unit, tell)
     try:
-        examples = fold_log(log(), summary, features, sources, horizons_s, settings, tell)
-        made, rows = _train(examples, training, settings, unit, tell)
+        check(summary, flat_prices=settings.flat_prices)
+        folded = work.fold(log(), features, sources, [r for r in (recipe, theirs) if r])
+        made, said, facts = work.candidate(recipe, folded)
     except TooLittleData as error:
         return await _fall_back(
             registry, model, champion, summary, lateness_ms, horizons_s, error, promote
         )
-    headline = model.horizons_days.index(int(model.headline.removeprefix("d")))
-    judged = _windows(rows, headline, settings.windows)
-    report = {"validation": _measure(made, judged, horizons_s, headline)}
-    passed, reason = True, "there was no champion before"
-    if champion == made.id:
+    names = made.manifest.features or FEATURE_NAMES
+    checks.require(
+        made,
+        checks.Sample.drawn(64, 3, len(names), len(TOKENS)),
+        checks.untrained(made, names),
+    )
+    if champion is None:
+        passed, reason = True, "there was no champion before"
+    elif champion == made.id:
         passed, reason = True, "the same generation as the champion: nothing has changed"
-    elif champion is not None:
-        passed, reason = await _gate(registry, champion, made, judged, headline, settings, report)
+    elif old is None:
+        passed, reason = True, f"the champion cannot be loaded any more: {lost}"
+    else:
+        verdict = work.against(old, theirs, made, recipe, said, folded)
+        passed, reason = verdict.passed, verdict.reason
+        facts["against_champion"] = {"champion": champion, **verdict.facts}
     await registry.publish(made)
     if passed and promote:
         await registry.promote(made.id)
-    return RetrainReport(made.id, report, passed and promote, reason, passed)
+    return RetrainReport(made.id, facts, passed and promote, reason, passed)
+
+
+async def _champion(registry: Registry, champion: str | None) -> tuple[Generation | None, str]:
+    """The champion's files, or why they cannot be loaded."""
+    if champion is None:
+        return None, ""
+    try:
+        return await registry.get(champion), ""
+    except (RegistryError, ScoringError) as error:
+        return None, str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """One fold: rows at the cut-offs that are trained on, and at the origins."""
+
+    examples: Examples
+    plan: Plan
+    grids_ms: dict[int, Ints]  # cut-offs that are trained on, by how many were asked for
+
+    def grid(self, recipe: Recipe) -> Ints:
+        """The cut-offs that a recipe learns from."""
+        return self.grids_ms[recipe.cutoffs]
+
+    def learned(self, recipe: Recipe) -> Examples:
+        """Rows at those, with whatever label is mature at the end of the log."""
+        rows = self.examples
+        return rows.rows(np.isin(rows.cutoffs_ms[rows.window], self.grid(recipe)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One retrain on one log."""
+
+    summary: LogSummary
+    lateness_ms: int
+    horizons_s: tuple[int, ...]
+    headline: int
+    settings: RetrainSettings
+    unit: str
+    tell: Progress
+
+    def fold(
+        self,
+        log: Log,
+        features: FeatureSettings,
+        sources: Sequence[str],
+        recipes: Sequence[Recipe],
+    ) -> Folded:
+        """Examples at all cut-offs that are needed; TooLittleData where no label is mature."""
+        start_ms, clock_ms = self.summary.start_ms, self.summary.clock_ms
+        grids = {
+            most: rolling_cutoffs(start_ms, clock_ms, self.horizons_s, self.lateness_ms, most)
+            for most in {recipe.cutoffs for recipe in recipes}
+        }
+        first = grids[recipes[0].cutoffs]
+        plan = origins.plan(clock_ms, self.horizons_s, self.lateness_ms, first, self.settings)
+        cutoffs = np.unique(np.concatenate([*grids.values(), plan.at_ms]))
+        examples = fold_log(
+            log,
+            self.summary,
+            features,
+            sources,
+            self.horizons_s,
+            self.settings,
+            self.tell,
+            cutoffs if len(first) else first,
+        )
+        return Folded(examples, plan, grids)
+
+    def candidate(
+        self, recipe: Recipe, folded: Folded
+    ) -> tuple[Generation, dict[int, Said], dict[str, Any]]:
+        """(generation with its figures, what its recipe says at origins, the report)."""
+        learned = folded.learned(recipe)
+        made = fit(learned, recipe, unit=self.unit, progress=self.tell)
+        said = self._refits(recipe, folded, "candidate")
+        lately = factor(made, learned, folded.plan.column)
+        tried = [Tried.at(one.at_ms, one.factor, _bias(one)) for one in said.values()]
+        level = Corrector.judged(lately, tried, self.settings.corrector_helps)
+        if level.kept:
+            made = corrected(made, level.factor)
+        newest = learned.rows(learned.window == learned.window.max())
+        made = with_reference(made, newest, expected(made, newest)[0])
+        facts: dict[str, Any] = {
+            "validation": self._measure(made, self._held(recipe, learned)),
+            "origins": {
+                "asked": folded.plan.asked,
+                "horizon": f"d{folded.plan.days}",
+                "step_days": self.settings.step_days,
+                "note": folded.plan.note,
+                "rows": [_row(one) for one in said.values()],
+            },
+            "level_corrector": level.as_json(),
+            "refitted_to": times.text(int(learned.cutoffs_ms[newest.window[0]])),
+        }
+        manifest = made.manifest.model_copy(update={"metrics": facts, "recipe": recipe.as_json()})
+        made = build(manifest, {name: made.files[name] for name in made.manifest.sha256})
+        return made, said, dict(facts)
+
+    def against(
+        self,
+        old: Generation,
+        theirs: Recipe | None,
+        made: Generation,
+        recipe: Recipe,
+        said: dict[int, Said],
+        folded: Folded,
+    ) -> gate.Verdict:
+        """The gate's word on the candidate, by the way that suits the two recipes."""
+        untrained = old.manifest.family == "prior"
+        cannot = unservable(old.manifest, self.horizons_s, self.unit)
+        if untrained and not cannot and said:
+            champion = {at: origins.said(old, folded.examples, at, folded.plan) for at in said}
+            return self._by_origins(said, champion, lenient=True)
+        if theirs is not None and not theirs.same(recipe) and said:
+            champion = self._refits(theirs, folded, "champion")
+            if champion:
+                return self._by_origins(said, champion, lenient=False)
+        if cannot:
+            reason = f"the champion cannot be served any more: {cannot}"
+            return gate.Verdict(True, reason, {"how": "none"})
+        same = theirs is not None and theirs.same(recipe)
+        rows = self._held(recipe, folded.learned(recipe))
+        column = _column(rows, self.headline)
+        verdict = gate.judge(
+            rows.value[:, column],
+            expected(made, rows)[0][:, column],
+            expected(old, rows)[0][:, column],
+            rows.user,
+            rows.window,
+            self.settings,
+            lenient=same or untrained,
+            where=f"users held out of training, {len(np.unique(rows.window))} cut-offs",
+        )
+        reason = f"{SAME} as the champion's; its file: {verdict.reason}" if same else verdict.reason
+        facts = {"how": "files", "same_recipe": same, **verdict.facts}
+        return gate.Verdict(verdict.passed, reason, facts)
+
+    def _by_origins(
+        self, mine: dict[int, Said], theirs: dict[int, Said], *, lenient: bool
+    ) -> gate.Verdict:
+        verdict = gate.by_origins(mine, theirs, self.settings, lenient=lenient)
+        facts = {
+            "how": "origins",
+            "same_recipe": False,
+            **verdict.facts,
+            "rows": [_row(one) for one in theirs.values()],
+        }
+        return gate.Verdict(verdict.passed, verdict.reason, facts)
+
+    def _refits(self, recipe: Recipe, folded: Folded, whose: str) -> dict[int, Said]:
+        return origins.refits(
+            recipe,
+            folded.examples,
+            folded.grid(recipe),
+            folded.plan,
+            self.lateness_ms,
+            self.settings,
+            self.tell,
+            whose,
+        )
+
+    def _held(self, recipe: Recipe, learned: Examples) -> Examples:
+        """Rows of users held out of training, at the newest cut-offs with a mature headline."""
+        held = held_out(learned, recipe.training) & learned.mask.any(axis=1)
+        rows = learned.rows(held)
+        mature = rows.rows(rows.mask[:, _column(rows, self.headline)])
+        newest = np.unique(mature.window)[-self.settings.windows :]
+        return mature.rows(np.isin(mature.window, newest))
+
+    def _measure(self, made: Generation, rows: Examples) -> dict[str, Any]:
+        """Metrics by horizon, mean over the cut-offs in which it is mature."""
+        said, p_active = expected(made, rows)
+        out: dict[str, Any] = {}
+        for h, seconds in enumerate(self.horizons_s):
+            parts = []
+            for window in np.unique(rows.window):
+                at = np.flatnonzero((rows.window == window) & rows.mask[:, h])
+                if len(at):
+                    value, active = rows.value[at, h], rows.active[at, h]
+                    parts.append(
+                        {
+                            "ngini": metrics.ngini(value, said[at, h]),
+                            "bias": metrics.bias(value, said[at, h]),
+                            "auc": metrics.auc(active, p_active[at, h]),
+                            "brier": metrics.brier(active, p_active[at, h]),
+                        }
+                    )
+            if parts:
+                out[f"d{seconds // 86_400}"] = {
+                    name: _mean([part[name] for part in parts]) for name in parts[0]
+                }
+        out["rows"], out["headline"] = len(rows), f"d{self.horizons_s[self.headline] // 86_400}"
+        return out
 
 
 def fold_log(
@@ -150,17 +331,23 @@ def fold_log(
     horizons_s: Sequence[int],
     settings: RetrainSettings,
     tell: Progress,
+    cutoffs_ms: Ints | None = None,
 ) -> Examples:
-    """Examples at rolling cut-offs; TooLittleData where no label is mature."""
+    """Examples at rolling cut-offs, or those given; TooLittleData where no label is mature."""
     lateness_ms = int(FoldSettings.of(features, sources).lateness_ms.max())
-    cutoffs = rolling_cutoffs(
-        summary.start_ms, summary.clock_ms, horizons_s, lateness_ms, settings.cutoffs
-    )
-    if not summary.events or not len(cutoffs):
+    if cutoffs_ms is None:
+        cutoffs_ms = rolling_cutoffs(
+            summary.start_ms, summary.clock_ms, horizons_s, lateness_ms, settings.cutoffs
+        )
+    if not summary.events or not len(cutoffs_ms):
         raise TooLittleData("no cut-off of this log has a mature label")
-    share = min(1.0, settings.most_users / max(1, summary.users))
+    share = min(
+        1.0,
+        settings.most_users / max(1, summary.users),
+        settings.most_events / max(1, summary.events),
+    )
     builder = ExampleBuilder(
-        features, sources, horizons_s, cutoffs, log_start_ms=summary.start_ms, share=share
+        features, sources, horizons_s, cutoffs_ms, log_start_ms=summary.start_ms, share=share
     )
     done = 0
     for partition, batch in log:
@@ -168,32 +355,6 @@ def fold_log(
         done += batch.size
         tell("fold", done, summary.events)
     return builder.finish()
-
-
-def _train(
-    examples: Examples,
-    training: TrainingSettings | None,
-    settings: RetrainSettings,
-    unit: str,
-    tell: Progress,
-) -> tuple[Generation, Examples]:
-    """(generation, held-out rows that it was not trained on)."""
-    chosen = training or TrainingSettings(seed=settings.seed)
-    kind = family(chosen.family)
-    held = held_out(examples, chosen)
-    known = examples if kind.holds_out else examples.rows(~held)
-    days = [seconds // 86_400 for seconds in examples.horizons_s]
-    made = kind.make(known, days, chosen, windows=settings.windows, progress=tell)
-    made = with_unit(made, unit)
-    newest = examples.rows(examples.window == examples.window.max())
-    made = with_reference(made, newest, expected(made, newest)[0])
-    return made, examples.rows(held & examples.mask.any(axis=1))
-
-
-def _windows(rows: Examples, headline: int, most: int) -> Examples:
-    """Rows of the newest cut-offs whose headline (or else longest mature) label is known."""
-    mature = rows.rows(rows.mask[:, _column(rows, headline)])
-    return mature.rows(np.isin(mature.window, np.unique(mature.window)[-most:]))
 
 
 def _column(rows: Examples, headline: int) -> int:
@@ -204,38 +365,20 @@ def _column(rows: Examples, headline: int) -> int:
     return column
 
 
-def expected(made: Generation, rows: Examples) -> tuple[Values, Values]:
-    """(N, H) expected values and P(active) of examples by the served files."""
-    got = made.model.predict(carry_rows(made, rows), rows.features[:, None])
-    return got.expected[:, 0].astype(np.float64), got.p_active[:, 0].astype(np.float64)
+def _bias(said: Said) -> float:
+    return metrics.bias(said.rows.value[:, said.column], said.expected)
 
 
-def _measure(
-    made: Generation, rows: Examples, horizons_s: Sequence[int], headline: int
-) -> dict[str, Any]:
-    """Metrics by horizon, mean over the cut-offs in which it is mature."""
-    said, p_active = expected(made, rows)
-    out: dict[str, Any] = {}
-    for h, seconds in enumerate(horizons_s):
-        parts = []
-        for window in np.unique(rows.window):
-            at = np.flatnonzero((rows.window == window) & rows.mask[:, h])
-            if len(at):
-                value, active = rows.value[at, h], rows.active[at, h]
-                parts.append(
-                    {
-                        "ngini": metrics.ngini(value, said[at, h]),
-                        "bias": metrics.bias(value, said[at, h]),
-                        "auc": metrics.auc(active, p_active[at, h]),
-                        "brier": metrics.brier(active, p_active[at, h]),
-                    }
-                )
-        if parts:
-            out[f"d{seconds // 86_400}"] = {
-                name: _mean([part[name] for part in parts]) for name in parts[0]
-            }
-    out["rows"], out["headline"] = len(rows), f"d{horizons_s[headline] // 86_400}"
-    return out
+def _row(said: Said) -> dict[str, Any]:
+    """One origin, for the manifest and the report."""
+    value = said.rows.value[:, said.column]
+    return {
+        "as_of": times.text(said.at_ms),
+        "users": len(said.rows),
+        "trained_on": said.trained_on,
+        "ngini": _round(metrics.ngini(value, said.expected)),
+        "bias": _round(metrics.bias(value, said.expected)),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -243,53 +386,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return round(float(np.mean(known)), 5) if known else None
 
 
-async def _gate(
-    registry: Registry,
-    champion: str,
-    made: Generation,
-    rows: Examples,
-    headline: int,
-    settings: RetrainSettings,
-    report: dict[str, Any],
-) -> tuple[bool, str]:
-    """Whether the candidate may replace the champion, and why."""
-    try:
-        old = await registry.get(champion)
-    except (RegistryError, ScoringError) as error:
-        return True, f"the champion cannot be loaded any more: {error}"
-    names = tuple(feature.name for feature in FEATURES)
-    if old.manifest.horizons_s != made.manifest.horizons_s:
-        return True, "the horizons have changed, so the champion cannot be served any more"
-    if (old.manifest.features or names) != names or (old.manifest.tokens or TOKENS) != TOKENS:
-        return True, "the feature set has changed, so the champion cannot be served any more"
-    column = _column(rows, headline)
-    value = rows.value[:, column]
-    new_said, old_said = expected(made, rows)[0][:, column], expected(old, rows)[0][:, column]
-    found = paired_bootstrap(
-        "ngini", value, new_said, old_said, rows.user, rows.window, settings.draws, settings.seed
-    )
-    bias = {
-        name: metrics.bias(value, said) for name, said in (("new", new_said), ("old", old_said))
-    }
-    off = {name: abs(np.log(max(b, 1e-6))) for name, b in bias.items()}
-    report["against_champion"] = {
-        "champion": champion,
-        "ngini_delta": round(found.delta, 5),
-        "ngini_low": round(found.low, 5),
-        "ngini_high": round(found.high, 5),
-        "bias": round(bias["new"], 5),
-        "bias_champion": round(bias["old"], 5),
-        "users": len(np.unique(rows.user)),
-    }
-    ranks = f"nGini {found.delta:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    levels = f"bias {bias['new']:.2f} after {bias['old']:.2f}"
-    # What was never trained is not owed the same proof: it stays only if it is clearly better.
-    bound = found.high if old.manifest.family == "prior" else found.low
-    if not bound >= settings.ngini_low:
-        return False, f"refused: it may rank worse than the champion ({ranks}; {levels})"
-    if not off["new"] <= off["old"] + settings.log_bias:
-        return False, f"refused: its level is further off than the champion's ({levels}; {ranks})"
-    return True, f"no worse than the champion ({ranks}; {levels})"
+def _round(number: float) -> float | None:
+    return round(float(number), 5) if np.isfinite(number) else None
 
 
 async def _fall_back(
@@ -309,8 +407,9 @@ async def _fall_back(
     if promoted:
         await registry.promote(made.id)
     reason = f"too little data: {error}"
-    if summary.events:
-        wait = max(horizons_s[0] * 1000, 7 * DAY_MS) + horizons_s[0] * 1000 + lateness_ms
-        first = datetime.fromtimestamp((summary.start_ms + wait) / 1000, UTC)
+    wait = max(horizons_s[0] * 1000, 7 * DAY_MS) + horizons_s[0] * 1000 + lateness_ms
+    first_ms = summary.start_ms + wait
+    if summary.events and first_ms > summary.clock_ms:
+        first = datetime.fromtimestamp(first_ms / 1000, UTC)
         reason += f"; labels of {horizons_s[0] // 86_400} days exist from {first:%Y-%m-%d} on"
-    return RetrainReport(made.id, {}, promoted, reason)
+    return RetrainReport(made.id, {}, promoted, reason, trained=False)

@@ -37,7 +37,11 @@ from scoring.bootstrap import Difference, paired_bootstrap
 from scoring.errors import ScoringError, TooLittleData
 from scoring.examples import Examples, Log, split
 from scoring.journal import Journal
-from scoring.retrain import LogSummary, Progress, RetrainSettings, expected, fold_log, scan
+from scoring.origins import trimmed
+from scoring.recipes import Progress, expected
+from scoring.retrain import fold_log
+from scoring.retrain_settings import RetrainSettings
+from scoring.scan import LogSummary, scan
 from scoring.settings import ModelSettings, TrainingSettings
 
 try:
@@ -422,25 +426,9 @@ def _task(
     ends = examples.cutoffs_ms[examples.window][:, None] + lateness_ms
     ends = ends + np.array(examples.horizons_s, np.int64) * 1000
     known = replace(examples, mask=examples.mask & (ends <= first), clock_ms=first)
-    train = _trimmed(known.rows(np.flatnonzero(known.mask.any(axis=1))))
+    train = trimmed(known.rows(np.flatnonzero(known.mask.any(axis=1))))
     judged = np.flatnonzero(np.isin(examples.window, windows) & examples.mask[:, column])
     return Task(train, examples.rows(judged), column, _shown(examples), view)
-
-
-def _trimmed(rows: Examples) -> Examples:
-    """Sequences cut where the rows' last carry is read: later steps neither train nor scale."""
-    used = np.unique(rows.sequence)
-    lengths = np.zeros(len(rows.starts) - 1, np.int64)
-    np.maximum.at(lengths, rows.sequence, rows.position)
-    lengths = lengths[used]
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    at = np.arange(starts[-1]) + np.repeat(rows.starts[used] - starts[:-1], lengths)
-    return replace(
-        rows,
-        sequence=np.searchsorted(used, rows.sequence).astype(np.int64),
-        tokens=rows.tokens[at],
-        starts=starts,
-    )
 
 
 def _shown(examples: Examples) -> str:

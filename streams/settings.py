@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from featurestore.settings import FeatureSettings, StoreSettings, ValueSettings
+from scoring.retrain_settings import RetrainSettings
 from scoring.settings import ModelSettings, TrainingSettings
 from streams.settings_sources import Environment, File
 
@@ -137,6 +138,7 @@ class Settings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    retrain: RetrainSettings = RetrainSettings()
     worker: WorkerSettings = WorkerSettings()
     serve: ServeSettings = ServeSettings()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 50
@@ -59,10 +59,11 @@ def retrain(
     """Train on a log, compare with what serves, publish, and let it serve if it is no worse.
 
     The same log gives the same generation: call it as often as you like, from cron, Airflow or
-    Kubernetes. Where the log is too short for labels it says from which date on they exist. A
-    generation that is worse, or too little data, is a result: the exit code is 0. With
-    --if-drifted nothing is read where the users who are scored now are still like those of the
-    training (`livevalue audit --drift` shows how far they are).
+    Kubernetes. A generation that is worse than what serves is a result: the exit code is 0. Too
+    little data, or nothing to learn from, is exit code 1, and what serves stays; where the log is
+    too short for labels it says from which date on they exist. With --if-drifted nothing is read
+    where the users who are scored now are still like those of the training (`livevalue audit
+    --drift` shows how far they are).
 
     Example:  livevalue retrain kafka
 
@@ -97,13 +98,49 @@ def retrain(
             )
         for line in lines(facts):
             out.say(line)
+        _show_gate(facts["metrics"], out)
         verb = "serves" if facts["promoted"] else "does not serve"
         if facts.get("drifted") is False:
             verb = "goes on"
         out.say(f"generation {facts['generation'][:12]} {verb}: {facts['reason']}")
         out.result(facts)
+        if not every and not facts["trained"] and facts.get("drifted") is not False:
+            raise typer.Exit(1)
 
     repeatedly(once, every)
+
+
+def _show_gate(found: dict[str, Any], out: Output) -> None:
+    """The rolling origins: what the recipe would have said, and the champion's beside it."""
+    if "origins" not in found:
+        return
+    against = found.get("against_champion", {})
+    theirs = {row["as_of"]: row for row in against.get("rows", ())}
+    corrector = found["level_corrector"]
+    tried = {one["as_of"]: one for one in corrector["origins"]}
+    if found["origins"]["note"]:
+        out.say(found["origins"]["note"])
+    horizon = found["origins"]["horizon"]
+    out.table(
+        (f"origin, {horizon}", "users", "nGini", "champion", "bias", "champion", "corrected"),
+        (
+            (
+                row["as_of"][:10],
+                row["users"],
+                measured(row["ngini"]),
+                measured(theirs.get(row["as_of"], {}).get("ngini")),
+                measured(row["bias"]),
+                measured(theirs.get(row["as_of"], {}).get("bias")),
+                measured(tried[row["as_of"]]["corrected"]),
+            )
+            for row in found["origins"]["rows"]
+        ),
+    )
+    verdict = f"kept, x {corrector['factor']:.3f}" if corrector["kept"] else "left out"
+    out.say(
+        f"level corrector: {verdict} (it helps at {corrector['helped']} of "
+        f"{len(corrector['origins'])} origins); refitted to {found['refitted_to'][:10]}"
+    )
 
 
 def ls(json: Json = None) -> None:

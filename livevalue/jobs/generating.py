@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import retrain as job
-from scoring.generation import Generation
+from scoring.errors import GenerationError
+from scoring.examples import Log
+from scoring.generation import Generation, unservable
 from streams.errors import Stale
 from streams.pipeline import Base
 from streams.replay import Progress
 from streams.settings import Settings
 from streams.stores import Stores
+
+
+MIXED = 0.01  # share of a log in currencies without a rate, beyond which it is not trained on
 
 
 def store_name(generation: str) -> str:
@@ -75,6 +81,7 @@ async def promote(
         registry = stores.registry()
         full = await registry.resolve(name)
         made = await registry.get(full)
+        fits(made, settings)
         active = (await stores.pipeline_for(0)).store
         other = stores.store(store_name(full))
         if active.name != other.name:
@@ -84,6 +91,17 @@ async def promote(
         return {"generation": full, "before": before, "store": other.name}
     finally:
         await stores.close()
+
+
+def fits(made: Generation, settings: Settings) -> None:
+    """GenerationError where a generation cannot serve this deployment; the champion stays."""
+    horizons_s = [days * 86_400 for days in settings.model.horizons_days]
+    cannot = unservable(made.manifest, horizons_s, settings.value.currency)
+    if cannot:
+        raise GenerationError(
+            f"generation {made.short} cannot serve here: {cannot}; retrain with these settings, or"
+            " name another of `livevalue generations ls`"
+        )
 
 
 async def _build_aside(
@@ -169,11 +187,12 @@ async def retrain(
                     return _unmoved(found, drifted_beyond, source, moved)
             told(f"drift: {found['reason'] or found['psi']}")
         report = await job.retrain(
-            source.batches,
+            _readings(source),
             settings.model,
             settings.features,
             settings.kafka.sources,
             registry,
+            settings=settings.retrain,
             training=settings.training,
             unit=settings.value.currency,
             promote=False,
@@ -191,6 +210,31 @@ async def retrain(
         await stores.close()
 
 
+def _readings(source: Source) -> Callable[[], Log]:
+    """The log, as often as it is asked for; Refused if the first reading shows mixed currencies.
+
+    What has another currency and no rate is no event (a dead letter): a model of the rest would
+    pass for one of all.
+    """
+    taken = 0
+
+    def counted() -> Iterator[tuple[int, EventBatch]]:
+        nonlocal taken
+        taken = 0
+        for partition, batch in source.batches():
+            taken += batch.size
+            yield partition, batch
+        foreign = source.rejections()["reasons"].get("unknown_currency", 0)
+        if foreign > MIXED * (taken + foreign):
+            raise Refused(
+                f"the log mixes currencies: {foreign:,} of {taken + foreign:,} events are in one"
+                " without a rate; set LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
+                " the log is in, or give a log of one currency"
+            )
+
+    return counted
+
+
 async def _drift(settings: Settings) -> dict[str, Any]:
     """As `livevalue audit --drift` tells it; where nothing is served yet, nothing can be told."""
     from livevalue.jobs import auditing  # loads Parquet's reader, which nothing else here needs
@@ -206,5 +250,7 @@ def _unmoved(
 ) -> dict[str, Any]:
     """What a retrain says that had no reason to train."""
     reason = f"not retrained: the users have not drifted (PSI {found['psi']:.3f}, {beyond} is much)"
-    report = job.RetrainReport(found["generation"], {}, promoted=False, reason=reason)
+    report = job.RetrainReport(
+        found["generation"], {}, promoted=False, reason=reason, trained=False
+    )
     return {**report.as_json(), **source.rejections(), **moved}

@@ -58,7 +58,7 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
         first = command(deployment, "generations", "ls")["generations"]
         assert [(g["family"], g["champion"]) for g in first] == [("prior", True)]
         prior = first[0]["id"]
-        early = command(deployment, "retrain", "kafka")
+        early = command(deployment, "retrain", "kafka", code=1)
         assert not early["promoted"]
         assert early["generation"] == prior
         assert "1997" in early["reason"]  # from when on there are labels

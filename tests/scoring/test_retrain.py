@@ -10,14 +10,18 @@ torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
 from scoring.examples import Log  # noqa: E402
+from scoring.recipes import Recipe  # noqa: E402
 from scoring.registry import Registry  # noqa: E402
-from scoring.retrain import RetrainReport, RetrainSettings, retrain, scan  # noqa: E402
+from scoring.retrain import RetrainReport, retrain  # noqa: E402
+from scoring.retrain_settings import RetrainSettings  # noqa: E402
+from scoring.scan import scan  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, shop  # noqa: E402
 
 GOOD = TrainingSettings(epochs=10, width=8, users_per_batch=128, rate=5e-3)
 HARDLY = TrainingSettings(epochs=1, width=2, users_per_batch=4096, rate=1e-5)
-SETTINGS = RetrainSettings(cutoffs=6, draws=100)
+PLAIN = RetrainSettings(cutoffs=6, draws=100, origins=0)
+JUDGED = PLAIN.model_copy(update={"origins": 2})
 
 
 def log(days: int = 240) -> Log:
@@ -25,7 +29,11 @@ def log(days: int = 240) -> Log:
 
 
 async def run(
-    registry: Registry, training: TrainingSettings = GOOD, days: int = 240, promote: bool = True
+    registry: Registry,
+    training: TrainingSettings = GOOD,
+    days: int = 240,
+    promote: bool = True,
+    settings: RetrainSettings = PLAIN,
 ) -> RetrainReport:
     return await retrain(
         lambda: log(days),
@@ -33,7 +41,7 @@ async def run(
         FeatureSettings(),
         ["s0"],
         registry,
-        settings=SETTINGS,
+        settings=settings,
         training=training,
         unit="GBP",
         promote=promote,
@@ -42,35 +50,64 @@ async def run(
 
 async def test_retraining_on_the_same_log_publishes_the_same_bytes(tmp_path: Path) -> None:
     registry = Registry.at(str(tmp_path))
-    first = await run(registry)
+    first = await run(registry, settings=JUDGED)
     assert first.promoted
     assert await registry.champion() == first.generation
-    again = await run(registry)
+    again = await run(registry, settings=JUDGED)
     assert again.generation == first.generation
     assert "nothing has changed" in again.reason
     assert len(await registry.ls()) == 1
     measured = first.metrics["validation"]["d90"]
     assert measured["ngini"] > 0.4
     assert 0.5 < measured["bias"] < 2
+    # What the report says of the recipe stands in the manifest, too, and how to make it anew.
+    kept = (await registry.get(first.generation)).manifest
+    assert kept.metrics == first.metrics
+    assert Recipe.of(kept) == Recipe(GOOD, 6, 3)
+    judged = first.metrics["origins"]
+    assert judged["horizon"] == "d30" and judged["note"] == ""
+    assert [row["as_of"][:10] for row in judged["rows"]] == ["1997-06-26", "1997-07-26"]
+    assert all(row["ngini"] > 0.4 for row in judged["rows"])
+    assert first.metrics["refitted_to"] > judged["rows"][-1]["as_of"]
+    assert len(first.metrics["level_corrector"]["origins"]) == 2
+    assert not first.metrics["level_corrector"]["kept"]  # two origins cannot help at four
+
+
+async def test_the_usual_retrain_has_the_champions_recipe_and_need_not_beat_itself(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    await run(registry, days=210)
+    later = await run(registry)
+    assert later.promoted, later.reason
+    assert later.reason.startswith("same recipe as the champion's")
+    against = later.metrics["against_champion"]
+    assert against["how"] == "files" and against["same_recipe"]
 
 
 async def test_a_worse_candidate_is_published_but_not_promoted(tmp_path: Path) -> None:
     registry = Registry.at(str(tmp_path))
     champion = await run(registry)
-    refused = await run(registry, HARDLY)
+    refused = await run(registry, HARDLY, settings=JUDGED)
     assert not refused.promoted
     assert "refused" in refused.reason
     assert await registry.champion() == champion.generation
     assert {entry.id for entry in await registry.ls()} == {champion.generation, refused.generation}
     against = refused.metrics["against_champion"]
-    assert against["ngini_low"] < -0.005 or abs(against["bias"] - 1) > 0.05
+    assert (against["how"], against["same_recipe"]) == ("origins", False)
+    assert against["ngini_low"] < -0.005 or against["level_off"] > against["level_off_champion"]
+    # Both recipes at the same origins, on the same users.
+    mine, theirs = refused.metrics["origins"]["rows"], against["rows"]
+    shared = [[(row["as_of"], row["users"]) for row in rows] for rows in (mine, theirs)]
+    assert shared[0] == shared[1] and len(shared[0]) == 2
 
 
 async def test_a_better_candidate_replaces_the_champion(tmp_path: Path) -> None:
     registry = Registry.at(str(tmp_path))
     await run(registry, HARDLY)
-    better = await run(registry)
+    better = await run(registry, settings=JUDGED)
     assert better.promoted
+    assert better.metrics["against_champion"]["how"] == "origins"
     assert await registry.champion() == better.generation
     assert "no worse than the champion" in better.reason
 

@@ -17,7 +17,7 @@ from scoring import tuning  # noqa: E402
 from scoring.errors import ScoringError, TooLittleData  # noqa: E402
 from scoring.examples import Log  # noqa: E402
 from scoring.journal import opened  # noqa: E402
-from scoring.retrain import RetrainSettings  # noqa: E402
+from scoring.retrain_settings import RetrainSettings  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from scoring.tuning import (  # noqa: E402
     Dimension,
