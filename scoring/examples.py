@@ -7,6 +7,10 @@ that step it, in the order of the head at c, since the net that makes it is stil
 Cut-offs of one user share one sequence as long as the later order only extends the earlier one; a
 late event that re-orders it begins a new one.
 
+Beside `features` stand `extra` columns: a user's edges where the setting `social` is on, and what
+is known of neighbours (scoring.social) at the row's cut-off where the log has edges. `table` is
+the latter at the log's clock, for the generation to carry.
+
 Labels: net value in event time [c, c + horizon), clipped at zero, and whether a positive value
 event lies in it. Only mature ones are marked: c + horizon + lateness <= the log's clock.
 
@@ -19,7 +23,7 @@ end to end, T tokens. Times are integer milliseconds, UTC; value in major units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,13 +31,16 @@ import numpy.typing as npt
 
 from featurestore.clock import Clocks
 from featurestore.columns import NO_TIME, Erase, EventBatch, Kind, Outcome
-from featurestore.features import FEATURES
+from featurestore.features import FEATURES, table
 from featurestore.fold import Folded, FoldSettings, Steps, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from featurestore.vector import TOKENS, encode
 from scoring.draws import drawn
+from scoring.inputs import FEATURE_NAMES, positions
 from scoring.interface import Floats
+from scoring.social import NEAR_NAMES, Table
+from scoring.social_graph import Edges, worth
 
 DAY_MS = 86_400_000
 MICRO = 1_000_000
@@ -65,14 +72,33 @@ class Examples:
     seen_types: tuple[str, ...]
     log_start_ms: int
     clock_ms: int  # log clock: labels reach no further
+    extra: Floats  # (N, E) columns beside `features`
+    extra_names: tuple[str, ...]  # (E,)
+    table: Table | None  # neighbours at the log's clock; None where the log has no edge
 
     def __len__(self) -> int:
         return len(self.user)
 
     def rows(self, keep: npt.NDArray[np.integer] | Bools) -> Examples:
         """Some of the rows; users and sequences stay as they are."""
-        names = ("user", "window", "features", "value", "between", "mask", "sequence", "position")
+        names = (
+            *("user", "window", "features", "extra", "value", "between", "mask"),
+            *("sequence", "position"),
+        )
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns there are, those of `features` first."""
+        return (*FEATURE_NAMES, *self.extra_names)
+
+    def read(self, names: Sequence[str]) -> Floats:
+        """(N, F) these columns, as a generation's manifest names them; none named: `features`."""
+        if not names or tuple(names) == FEATURE_NAMES:
+            return self.features
+        every = np.concatenate([self.features, self.extra], axis=1)
+        at = positions(self.names, names)
+        return every if at is None else every[:, at]
 
     @property
     def active(self) -> Bools:
@@ -138,6 +164,7 @@ class ExampleBuilder:
         self._rows: list[_Rows] = []
         self._sequences: list[bytes] = []
         self._values: list[tuple[Ints, Ints, Ints, Ints]] = []  # user, time, micro, record
+        self._edges = Edges(self._cutoffs, self._fold_settings.half_lives_ms[1])
 
     def add(self, partition: int, batch: EventBatch) -> None:
         """Fold one batch, stopping at the cut-offs within it."""
@@ -173,7 +200,7 @@ class ExampleBuilder:
         for part in self._partitions.values():
             for open_ in part.open.values():
                 self._sequences[open_.index] = open_.tokens
-        return self._labelled()
+        return self._with_neighbours(self._labelled())
 
     def _fold(self, part: _Partition, batch: EventBatch) -> None:
         if not batch.size and not batch.erases:
@@ -195,6 +222,7 @@ class ExampleBuilder:
             if row >= 0:
                 self._erased_ms[row] = max(self._erased_ms[row], erase.record_ms)
         self._remember_values(batch, folded, index)
+        self._remember_edges(batch, folded)
         part.step(folded, index)
 
     def _keeps(self, user: str) -> bool:
@@ -219,10 +247,18 @@ class ExampleBuilder:
                 (user[at], chosen["time_ms"], chosen["value_micro"], chosen["record_ms"])
             )
 
-    def _take(self, part: _Partition, cut: int) -> None:
-        """Encode every user of a partition that was seen before the cut-off."""
-        window = part.next
-        part.next += 1
+    def _remember_edges(self, batch: EventBatch, folded: Folded) -> None:
+        if not batch.target:
+            return
+        good = folded.outcome <= Outcome.APPLIED_LATE
+        at = [i for i in np.flatnonzero(good).tolist() if batch.target[i]]
+        targets = [target for target in batch.targets(np.array(at, np.intp)) if target]
+        events = batch.events[at]
+        sources = [batch.users[u] for u in batch.user[at].tolist()]
+        self._edges.add(sources, targets, events["time_ms"], batch.log_ms[at], events["record_ms"])
+
+    def _encoded(self, part: _Partition, at_ms: int) -> Iterator[tuple[list[str], Floats]]:
+        """(users, columns of the fold) of a partition's known users at an instant, in chunks."""
         names = [user for user in part.row if user in part.blobs]
         for start in range(0, len(names), CHUNK):
             some = names[start : start + CHUNK]
@@ -231,15 +267,23 @@ class ExampleBuilder:
             if not len(known):
                 continue
             states = states.select(known)
-            as_of = np.maximum(states.head["last_ms"], cut)
-            features = encode(states, as_of[:, None], self._log_start_ms, self._features)[:, 0]
-            rows = np.array([part.row[user] for user in states.users], np.int64)
+            as_of = np.maximum(states.head["last_ms"], at_ms)
+            made = encode(states, as_of[:, None], self._log_start_ms, self._features)
+            yield states.users, made[:, 0]
+
+    def _take(self, part: _Partition, cut: int) -> None:
+        """Encode every user of a partition that was seen before the cut-off."""
+        window = part.next
+        part.next += 1
+        for users, features in self._encoded(part, cut):
+            rows = np.array([part.row[user] for user in users], np.int64)
             taken = [self._sequence(part, row) for row in rows.tolist()]
             self._rows.append(
                 _Rows(
                     rows,
                     np.full(len(rows), window, np.int64),
-                    features,
+                    features[:, : len(FEATURES)],
+                    features[:, len(FEATURES) :],
                     np.array([s for s, _ in taken], np.int64),
                     np.array([p for _, p in taken], np.int64),
                 )
@@ -262,7 +306,7 @@ class ExampleBuilder:
         none = np.empty(0, np.int64)
         # what an erasure forgets leaves neither a row nor a label behind
         erased_ms = np.array(self._erased_ms, np.int64)
-        made = _Rows.join(self._rows)
+        made = _Rows.join(self._rows, len(table(self._features)) - len(FEATURES))
         made = made.only(self._cutoffs[made.window] > erased_ms[made.user])
         joined = [np.concatenate(c) for c in zip(*self._values, strict=True)] or [none] * 4
         user, time_ms, micro, record_ms = joined
@@ -293,7 +337,53 @@ class ExampleBuilder:
             seen_types=tuple(kind.name.lower() for kind in Kind if kind in self._kinds),
             log_start_ms=self._first_ms or 0,
             clock_ms=self._clock_ms,
+            extra=made.edges,
+            extra_names=tuple(f.name for f in table(self._features)[len(FEATURES) :]),
+            table=None,
         )
+
+    def _with_neighbours(self, rows: Examples) -> Examples:
+        """Rows with what is known of neighbours at their cut-offs; and the table of the clock."""
+        if not len(self._edges):
+            return rows
+        erased = {
+            self._users[row]: marker
+            for row, marker in enumerate(self._erased_ms)
+            if marker != NO_TIME
+        }
+        node = {name: at for at, name in enumerate(self._edges.names)}
+        place = np.array([node.get(user, len(node)) for user in self._users], np.int64)
+        near = np.zeros((len(rows), len(NEAR_NAMES)), np.float32)
+        for window, cut in enumerate(self._cutoffs.tolist()):
+            at = np.flatnonzero(rows.window == window)
+            if len(at):
+                users = [self._users[u] for u in rows.user[at].tolist()]
+                found = self._edges.near(cut, users, worth(rows.features[at]), erased)
+                # whoever is no node has no neighbour
+                found = np.concatenate([found, np.zeros((1, found.shape[1]), np.float32)])
+                near[at] = found[place[rows.user[at]]]
+        return replace(
+            rows,
+            extra=np.concatenate([rows.extra, near], axis=1),
+            extra_names=(*rows.extra_names, *NEAR_NAMES),
+            table=self._table_now(erased),
+        )
+
+    def _table_now(self, erased: dict[str, int]) -> Table:
+        """What is known of neighbours at the log's clock, of all users of the graph."""
+        parts = [
+            (users, worth(features))
+            for part in self._partitions.values()
+            for users, features in self._encoded(part, self._clock_ms)
+        ]
+        users = [user for some, _ in parts for user in some]
+        values = np.concatenate([np.zeros((0, 3), np.float32), *(value for _, value in parts)])
+        near = self._edges.near(self._clock_ms, users, values, erased)
+        # Who was erased and has not come back is in no file, though others have addressed him.
+        gone = erased.keys() - set(users)
+        kept = [at for at, name in enumerate(self._edges.names) if name not in gone]
+        names = self._edges.names
+        return Table.of([names[at] for at in kept], near[kept], self._clock_ms)
 
 
 _TOKEN_BYTES = 4 * len(TOKENS)
@@ -347,21 +437,21 @@ class _Rows:
     user: Ints
     window: Ints
     features: Floats
+    edges: Floats
     sequence: Ints
     position: Ints
 
     @classmethod
-    def join(cls, parts: Sequence[_Rows]) -> _Rows:
+    def join(cls, parts: Sequence[_Rows], edges: int) -> _Rows:
         if not parts:
             none = np.empty(0, np.int64)
             empty = np.empty((0, len(FEATURES)), np.float32)
-            return cls(none, none, empty, none, none)
-        names = ("user", "window", "features", "sequence", "position")
+            return cls(none, none, empty, np.empty((0, edges), np.float32), none, none)
+        names = cls.__slots__
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def only(self, keep: Bools) -> _Rows:
-        names = ("user", "window", "features", "sequence", "position")
-        return _Rows(*(getattr(self, name)[keep] for name in names))
+        return _Rows(*(getattr(self, name)[keep] for name in self.__slots__))
 
 
 class _Labels:

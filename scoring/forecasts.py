@@ -41,7 +41,7 @@ class Forecast:
 
 def score(generation: Generation, rows: Examples, chunk: int = 4096) -> Prediction:
     """Predictions for example rows by a loaded generation: carry by its steps, then its heads."""
-    model = generation.model
+    model, read = generation.model, rows.read(generation.manifest.features)
     parts: list[Prediction] = []
     for start in range(0, max(len(rows), 1), chunk):
         part = slice(start, start + chunk)
@@ -52,6 +52,6 @@ def score(generation: Generation, rows: Examples, chunk: int = 4096) -> Predicti
         carries = np.zeros((len(length), model.carry_size), np.float32)
         if model.carry_size:
             carries = model.advance(carries, user, tokens)
-        parts.append(model.predict(carries, rows.features[part][:, None]))
+        parts.append(model.predict(carries, read[part][:, None]))
     names = Prediction.__slots__
     return Prediction(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featurestore.features import FEATURES
 from featurestore.vector import TOKENS
 from scoring.errors import GenerationError, UnknownFamily
+from scoring.inputs import KNOWN
 from scoring.interface import ValueModel
 from scoring.zoo import FAMILIES
 
@@ -115,11 +115,11 @@ def with_unit(made: Generation, unit: str) -> Generation:
 
 def unservable(manifest: Manifest, horizons_s: Sequence[int], unit: str) -> str:
     """Why a generation cannot serve a deployment of this version; empty where it can."""
-    names = tuple(feature.name for feature in FEATURES)
     if manifest.horizons_s != tuple(horizons_s):
         days = ", ".join(str(s // 86_400) for s in manifest.horizons_s)
         return f"it predicts {days} days, other horizons than LIVEVALUE_MODEL__HORIZONS_DAYS"
-    if (manifest.features or names) != names or (manifest.tokens or TOKENS) != TOKENS:
+    unknown = set(manifest.features) - KNOWN
+    if unknown or (manifest.tokens or TOKENS) != TOKENS:
         return "it reads another feature set than this version encodes"
     if manifest.unit and unit and manifest.unit != unit:
         return f"it was trained on values in {manifest.unit}, the deployment's unit is {unit}"

@@ -19,9 +19,9 @@ from featurestore.columns import NO_TIME
 from featurestore.fold import Folded, Steps
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from featurestore.vector import encode
 from scoring.errors import CarryError, GenerationError
 from scoring.generation import Generation
+from scoring.inputs import Inputs
 from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings
 
@@ -49,7 +49,7 @@ class Scorer:
             )
         self.generation = generation
         self.settings = settings
-        self._features = features
+        self._inputs = Inputs(generation.manifest, generation.files, features)
         self._knots_ms = np.array([round(d * DAY_MS) for d in settings.silence_days], np.int64)
         if self._knots_ms[0] != 0 or (np.diff(self._knots_ms) <= 0).any():
             raise GenerationError("silence_days must start at 0 and rise")
@@ -84,11 +84,19 @@ class Scorer:
             return carries
         return self.generation.model.advance(carries, steps.rows, steps.tokens)
 
+    def features(self, states: States, when_ms: npt.NDArray[np.int64]) -> Floats:
+        """(U, K, F) what the generation reads of users at `when_ms` (U, K)."""
+        return self._inputs.encode(states, when_ms)
+
     def rescore(self, states: States, carries_head: Floats, as_of_ms: Times) -> Prediction:
         """Values of all users now and at each knot of silence."""
         when = as_of_ms[:, None] + self._knots_ms
-        features = encode(states, when, self.generation.manifest.log_start_ms, self._features)
-        return self.generation.model.predict(carries_head, features)
+        return self.generation.model.predict(carries_head, self.features(states, when))
+
+    def now(self, states: States, carries_head: Floats, as_of_ms: Times) -> Prediction:
+        """Values of all users at one time alone, without what silence will make of them."""
+        when = as_of_ms[:, None]
+        return self.generation.model.predict(carries_head, self.features(states, when))
 
     def previous_at(self, last: Last, as_of_ms: Times) -> Floats:
         """What the last document says of `as_of_ms` by its silence curve: (U, H).

@@ -18,7 +18,6 @@ from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States, history
 from featurestore.store import FeatureStore
-from featurestore.vector import encode
 from livevalue.jobs import snapshots
 from livevalue.jobs.exporting import live_now, live_stores
 from livevalue.output import Refused
@@ -198,8 +197,7 @@ async def drift(
                     _, head, _ = scorer.unpack([held[i][1][1] for i in at.tolist()])
                     states = states.select(at)
                     as_of = np.maximum(history(states)["last_ms"], now_ms)
-                    start = made.manifest.log_start_ms
-                    features = encode(states, as_of[:, None], start, settings.features)
+                    features = scorer.features(states, as_of[:, None])
                     said = made.model.predict(head, features).expected[:, 0]
                     tally.add(features[:, 0], said)
                 if progress:
