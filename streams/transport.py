@@ -11,7 +11,10 @@ and tests/streams/test_transport.py holds them to it. What broken versions taugh
 - `FlowControlQueue.clear()` cancels blocked putters: that poll is dropped and comes again;
 - an empty set of active partitions means "all" to aiokafka's fetcher, so it is never asked so;
 - a poll is handed over when a position moved, even if it holds no record;
-- the ledger of revoked partitions is dropped, else their acks are committed later.
+- the ledger of revoked partitions is dropped, else their acks are committed later;
+- a position that the log no longer holds is set anew by aiokafka in the middle of a fetch, without
+  a seek: what a fetch says then reaches from nowhere (without that a jump over what retention
+  deleted passed for a log without records there).
 """
 
 from __future__ import annotations
@@ -144,6 +147,7 @@ class Consumer(driver.Consumer):
         assignment = subscription.assignment if subscription else None
         seeks = consumer.seeks
         before = {tp: _position(assignment, tp) for tp in active}
+        resets = {tp: _reset(assignment, tp) for tp in active}
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(
                 active, timeout=min(timeout, _POLL_S), max_records=self.max_records
@@ -162,6 +166,8 @@ class Consumer(driver.Consumer):
             if after is None or (records and after <= records[-1].offset):
                 low, after = None, (records[-1].offset + 1 if records else None)
             if low is not None and records and low > records[0].offset:
+                low = None
+            if _reset(assignment, tp) is not resets[tp]:
                 low = None
             if after is not None and (records or (low is not None and after > low)):
                 end = _last_stable(assignment, tp) if same else -1
@@ -274,6 +280,12 @@ async def _commit(consumer: PositionedConsumer, offsets: dict[TP, int]) -> bool:
 def _position(assignment: Any, tp: Any) -> int | None:
     state = _state(assignment, tp)
     return None if state is None else state._position
+
+
+def _reset(assignment: Any, tp: Any) -> Any:
+    """What aiokafka makes anew each time that it sets a position it was not told to seek."""
+    state = _state(assignment, tp)
+    return None if state is None else state._position_fut
 
 
 def _last_stable(assignment: Any, tp: Any) -> int:

@@ -12,7 +12,7 @@ import faust
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from faust.types import TP
-from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
 from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
@@ -197,3 +197,33 @@ async def test_a_rebalance_with_a_full_channel_loses_nothing_that_was_not_acknow
                 for tp in app.consumer.assignment():
                     by_topic.setdefault(tp.topic, set()).add(tp.partition)
                 assert len({frozenset(v) for v in by_topic.values()}) == 1
+
+
+async def test_a_jump_over_what_retention_deleted_is_vouched_for_by_nobody(
+    kafka: KafkaSettings,
+) -> None:
+    here = TopicPartition(kafka.browse, 0)
+    async with producer(kafka) as plain, Listener(kafka, channel_size=1) as listener:
+
+        async def send(count: int) -> None:
+            for _ in range(count):
+                await plain.send_and_wait(kafka.browse, b"x", partition=0)
+
+        await send(5)
+        await listener.until(5, kafka.browse, 0)
+        listener.open.clear()
+        for _ in range(4):  # what the agent holds, the channel, who puts, and the driver's own
+            await send(5)
+            await asyncio.sleep(0.3)
+        await send(10)
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        admin.delete_records({here: 32})
+        admin.close()
+        listener.open.set()
+        found = await listener.until(35, kafka.browse, 0)
+        seen = {r.offset for s in found for r in s.records}
+        assert not seen & set(range(25, 32)) and seen >= {32, 33, 34}
+        for segment in found:
+            if segment.before is not None:
+                lost = set(range(segment.before, segment.after)) - seen
+                assert not lost, (segment.before, segment.after)
