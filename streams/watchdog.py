@@ -8,7 +8,9 @@ its claim says what to run. For the
 worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready") or have
 more partitions than the settings say, no
 group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
-every partition halted. Halted partitions are no lag: waiting would not help them.
+every partition halted. Halted partitions are no lag: waiting would not help them. Nor is a broker
+that does not answer us a stall: a worker that starts meanwhile would end at once, one that runs
+goes on when the broker is back. Time counts from its last silence on.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Watchdog:
         self._reader = LogReader(settings.kafka)
         self._ends_s = self._topics_s = 0.0
         self._coordinated_s = time.monotonic()
+        self._silent_s = 0.0  # when the broker last left a question of ours unanswered
         self._missing_since: float | None = None
         self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
 
@@ -63,6 +66,7 @@ class Watchdog:
                     await self.look()
                 except LogUnavailable as error:
                     log.warning("watchdog cannot ask the broker", extra={"error": str(error)})
+                    self._silent_s = self._coordinated_s = time.monotonic()
                 except StreamsError as error:
                     self._give_up(str(error))
         finally:
@@ -76,7 +80,12 @@ class Watchdog:
         if owners and not live:
             self._give_up(next(iter(owners.values())).halted)
             return
-        stalled = [p for p, o in sorted(live.items()) if o.lag > 0 and now - o.moved_s > stall_s]
+        since = now - stall_s
+        stalled = [
+            p
+            for p, o in sorted(live.items())
+            if o.lag > 0 and max(o.moved_s, self._silent_s) < since
+        ]
         if stalled:
             lags = ", ".join(f"{p}: {live[p].lag}" for p in stalled)
             self._give_up(

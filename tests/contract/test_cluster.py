@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import redis
 from pydantic import SecretStr
 
+from featurestore.backends.nodes import slot
 from featurestore.backends.redis import RedisStore
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
@@ -97,10 +99,41 @@ async def test_a_deployment_lives_on_all_nodes_of_a_cluster(
         found = await asyncio.to_thread(lambda: list(checks.redis(settings)))
         assert ("redis", "ok") in {(check.name, check.status) for check in found}
         assert "failed" not in {check.status for check in found}
+        await _move(store, 2, first, second)
         for one_store in (store, plain):
             await one_store.close()
         first.close()
         second.close()
+
+
+async def _move(store: RedisStore, p: int, source: redis.Redis, target: redis.Redis) -> None:
+    """Move the partition's slot key by key: what does not see everything waits, one key is read."""
+    moved, user = slot(b"{%d}" % p), f"user {p}"
+    port = target.connection_pool.connection_kwargs["port"]
+
+    def say(node: redis.Redis, *words: object) -> Any:
+        return node.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    def migrate(*keys: object) -> None:
+        say(source, "MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
+
+    here, there = (say(node, "CLUSTER MYID") for node in (source, target))
+    say(target, "CLUSTER SETSLOT", moved, "IMPORTING", here)
+    say(source, "CLUSTER SETSLOT", moved, "MIGRATING", there)
+    migrate(f"lv:{{{p}}}:v:{user}")
+    assert await store.document(p, user) == b"document "
+    assert await store.document(p, "nobody") is None
+    for asked in (store.claim(p), store.load(p, [user, "nobody"]), store.scan(p, "", 10)):
+        with pytest.raises(StoreUnavailable, match="moves this partition's slot"):
+            await asked
+    migrate(*say(source, "CLUSTER GETKEYSINSLOT", moved, 100))
+    # All are there, none of our functions is.
+    with pytest.raises(StoreUnavailable, match="moves this partition's slot"):
+        await store.claim(p)
+    for node in (target, source):
+        say(node, "CLUSTER SETSLOT", moved, "NODE", there)
+    assert await store.scan(p, "", 10) == ([user], "")
+    assert (await store.claim(p)).documents == {user: b"document "}
 
 
 async def test_a_master_that_no_sentinel_knows_is_named(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +24,40 @@ MASTER = "shop"
 _DOWN_MS = 1500
 
 
+@dataclass(frozen=True)
+class Wire:
+    """How the nodes of a set and their clients speak with each other; plainly by default."""
+
+    binary: Path = field(default_factory=valkey)
+    host: str = LOOPBACK
+    node: tuple[str, ...] = ()  # options of a server
+    sentinel: tuple[str, ...] = ()  # lines of a Sentinel's configuration
+    watch: tuple[str, ...] = ()  # more of them, about the master: `{MASTER}` is its name
+    client: Mapping[str, Any] = field(default_factory=dict)  # of one that may do everything
+    login: str = ""  # of a URL: user:password@
+    tls: bool = False
+
+    def at(self, port: int) -> list[str]:
+        """Options of who listens there."""
+        return ["--port", "0", "--tls-port", str(port)] if self.tls else ["--port", str(port)]
+
+    def url(self, way: str, ports: Iterable[int]) -> str:
+        """As LIVEVALUE_STORE__URL takes it."""
+        scheme = "rediss" if self.tls else "redis"
+        return f"{scheme}+{way}://{self.login}{','.join(f'{self.host}:{p}' for p in ports)}"
+
+
 @dataclass(frozen=True, slots=True)
 class One:
     """One process."""
 
     port: int
     process: subprocess.Popen[bytes]
+    wire: Wire
 
     def client(self) -> redis.Redis:
-        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=2.0)
+        host = self.wire.host
+        return redis.Redis(host=host, port=self.port, socket_timeout=2.0, **self.wire.client)
 
     def kill(self) -> None:
         """kill -9."""
@@ -45,6 +70,7 @@ class Nodes:
     """The processes of a set, by port."""
 
     folder: Path
+    wire: Wire = field(default_factory=Wire)
     running: dict[int, One] = field(default_factory=dict)
     _taken: set[int] = field(default_factory=set)
 
@@ -55,14 +81,15 @@ class Nodes:
     def start(self, port: int, *options: str, config: Path | None = None) -> One:
         place = self.folder / str(port)
         place.mkdir(exist_ok=True)
-        words = [str(valkey()), *([str(config)] if config else [])]
+        words = [str(self.wire.binary), *([str(config)] if config else [])]
         if config is None:
-            words += ["--bind", LOOPBACK, "--port", str(port), "--dir", str(place)]
+            words += ["--bind", LOOPBACK, *self.wire.at(port), "--dir", str(place)]
+            words += self.wire.node
             words += ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
             words += ["--maxmemory-policy", "noeviction"]
         with (place / "log").open("ab") as log:
             process = subprocess.Popen([*words, *options], stdout=log, stderr=log, cwd=place)
-        one = self.running[port] = One(port, process)
+        one = self.running[port] = One(port, process, self.wire)
         wait_for(lambda: bool(one.client().ping()), 10.0)
         return one
 
@@ -94,7 +121,7 @@ class SentinelSet:
 
     @property
     def url(self) -> str:
-        return f"redis+sentinel://{','.join(f'{LOOPBACK}:{p}' for p in self.sentinels)}/{MASTER}"
+        return f"{self.nodes.wire.url('sentinel', self.sentinels)}/{MASTER}"
 
     def master(self) -> int:
         """Port of the master, as a Sentinel says."""
@@ -110,23 +137,27 @@ class SentinelSet:
 
 
 @contextmanager
-def sentinel_set(folder: Path) -> Iterator[SentinelSet]:
-    nodes = Nodes(folder)
+def sentinel_set(folder: Path, wire: Wire | None = None) -> Iterator[SentinelSet]:
+    wire = wire or Wire()
+    nodes = Nodes(folder, wire)
     try:
         master, replica = nodes.port(), nodes.port()
         nodes.start(master)
-        nodes.start(replica, "--replicaof", LOOPBACK, str(master))
+        nodes.start(replica, "--replicaof", wire.host, str(master))
         wait_for(lambda: replicas_of(nodes.running[master]) == 1, 15.0)
         sentinels = []
         for _ in range(3):
             port = nodes.port()
             path = folder / f"sentinel-{port}.conf"
-            path.write_text(
-                f"bind {LOOPBACK}\nport {port}\ndir {folder}\n"
-                f"sentinel monitor {MASTER} {LOOPBACK} {master} 2\n"
-                f"sentinel down-after-milliseconds {MASTER} {_DOWN_MS}\n"
-                f"sentinel failover-timeout {MASTER} 6000\n"
-            )
+            listens = " ".join(wire.at(port)).replace(" --", "\n")[2:]
+            lines = [f"bind {LOOPBACK}", listens, f"dir {folder}", *wire.sentinel]
+            lines += [
+                f"sentinel monitor {MASTER} {wire.host} {master} 2",
+                f"sentinel down-after-milliseconds {MASTER} {_DOWN_MS}",
+                f"sentinel failover-timeout {MASTER} 6000",
+                *(line.format(MASTER=MASTER) for line in wire.watch),
+            ]
+            path.write_text("\n".join(lines) + "\n")
             nodes.start(port, "--sentinel", config=path)
             sentinels.append(port)
         found = SentinelSet(nodes, sentinels)
@@ -151,6 +182,26 @@ def replicas_of(one: One) -> int:
     )
 
 
+def fed(one: One) -> bool:
+    """Whether a master has its replica."""
+    return replicas_of(one) == 1
+
+
+def is_master(one: One) -> bool:
+    """Whether a server takes writes, as far as it knows."""
+    state: Any = one.client().info("replication")
+    return bool(state["role"] == "master")
+
+
+def replicas(nodes: dict[int, One], master: One) -> list[One]:
+    """Those that a master feeds."""
+    state: Any = master.client().info("replication")
+    ports = [
+        int(v["port"]) for n, v in state.items() if n.startswith("slave") and isinstance(v, dict)
+    ]
+    return [nodes[port] for port in ports]
+
+
 @dataclass
 class ClusterSet:
     """Three masters with a replica each."""
@@ -159,11 +210,12 @@ class ClusterSet:
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{','.join(f'{LOOPBACK}:{p}' for p in self.nodes.running)}"
+        return self.nodes.wire.url("cluster", self.nodes.running)
 
     def client(self) -> redis.RedisCluster:
         up = [one for one in self.nodes.running.values() if one.process.poll() is None]
-        return redis.RedisCluster(host=LOOPBACK, port=up[0].port)
+        wire = self.nodes.wire
+        return redis.RedisCluster(host=wire.host, port=up[0].port, **wire.client)
 
     def owner(self, key: str) -> One:
         """The master that holds a key."""
@@ -173,8 +225,8 @@ class ClusterSet:
 
 
 @contextmanager
-def cluster_set(folder: Path) -> Iterator[ClusterSet]:
-    nodes = Nodes(folder)
+def cluster_set(folder: Path, wire: Wire | None = None) -> Iterator[ClusterSet]:
+    nodes = Nodes(folder, wire or Wire())
     try:
         ports = [nodes.port() for _ in range(6)]
         buses = [nodes.port() for _ in range(6)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -11,7 +12,7 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
-from streams import topics
+from streams import knock, topics, watchdog
 from streams.gap import Bounds, LogReader
 from streams.partition import Owner
 from streams.settings import Settings
@@ -156,3 +157,41 @@ async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked
     await owning.until(lambda: bool(owner.halted), 10.0)
     assert "ends at offset 60, yet 100 was folded" in owner.halted
     assert "livevalue recover adopt" in owner.halted
+
+
+async def test_a_broker_that_does_not_answer_is_no_stall_until_it_answers_again(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = owning.own()
+    await owning.send(10)
+    await owning.settle()
+    await owner.close(drain=True)
+    await owning.send(10)
+    owner.saw_end([20])
+    monkeypatch.setattr(knock, "_CONNECT_S", 0.2)
+    monkeypatch.setattr(watchdog, "_EVERY_S", 0.1)
+    here = owning.settings  # stall_s is 1
+    watched = Watched(owning)
+    watched.owners[0], watched.coordinated = owner, False
+    watched.dog._ends_s = time.monotonic() + 60  # its own connection is to the broker
+    with socket.socket() as deaf:  # the kernel takes connections, nobody answers
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        at = {"bootstrap": f"127.0.0.1:{deaf.getsockname()[1]}"}
+        away = here.model_copy(update={"kafka": here.kafka.model_copy(update=at)})
+        watched.dog._settings = away
+        owner.moved_s = time.monotonic()
+        looking = asyncio.create_task(watched.dog.run())
+        try:
+            for _ in range(20):
+                watched.dog._topics_s = 0.0  # it asks anew, as often as in a minute of silence
+                await asyncio.sleep(0.1)
+            assert owner.lag == 10 and watched.said == []
+            watched.dog._settings = here
+            for _ in range(60):
+                if watched.said:
+                    break
+                await asyncio.sleep(0.1)
+        finally:
+            looking.cancel()
+    assert "has not moved" in watched.said[0]
