@@ -51,6 +51,7 @@ class Scenario:
     deaf_s: float = 60.0
     settle_s: float = 300.0
     verify: bool = True
+    forks: bool = False  # workers are forked, not started from nothing (tests.forks)
 
 
 @dataclass
@@ -106,7 +107,7 @@ def run(scenario: Scenario, folder: Path, say: Say = lambda text: None) -> Resul
     folder.mkdir(parents=True, exist_ok=True)
     with Stack.started(folder / "stack") as stack:
         settings = chaos_settings(stack.bootstrap, stack.redis_url, scenario)
-        with Deployment(settings, folder, forks=False) as deployment:
+        with Deployment(settings, folder, forks=scenario.forks) as deployment:
             _keep_all(settings)
             return _Run(scenario, stack, deployment, say).result()
 

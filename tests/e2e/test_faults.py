@@ -28,7 +28,7 @@ def test_20000_events_survive_six_kills_two_restarts_a_roll_back_and_a_broker_ki
     tmp_path: Path,
 ) -> None:
     told: list[str] = []
-    result = run(Scenario(seed=1, rate=600, pause_s=(0.5, 1.5)), tmp_path, told.append)
+    result = run(Scenario(seed=1, rate=600, pause_s=(0.5, 1.5), forks=True), tmp_path, told.append)
     found = result.audit
     assert result.clean, (found, result.different, told)
     assert found.records >= 20_000 and found.users == 500
