@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from livevalue.output import Refused
 from streams.log import FileLog
 
+MIXED = 0.01  # share of a log in currencies without a rate, beyond which nothing is learned of it
 _FIRST = 5  # rejections that are shown with their places
 _PARKED = ("late", "conflict", "future")  # not folded, by the log's clock or by what it holds
 
@@ -38,6 +40,20 @@ def rejections(counts: Mapping[str, int], files: FileLog | None = None) -> dict[
             for r in files.rejections[:_FIRST]
         ]
     return facts
+
+
+def refuse_mixed(facts: Mapping[str, Any], taken: int) -> None:
+    """Refused where much of a log of `taken` events is in currencies without a rate.
+
+    Such an event is none (a dead letter): figures of the rest would pass for those of all.
+    """
+    foreign = facts["reasons"].get("unknown_currency", 0)
+    if foreign > MIXED * (taken + foreign):
+        raise Refused(
+            f"the log mixes currencies: {foreign:,} of {taken + foreign:,} events are in one"
+            " without a rate; set LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
+            " the log is in, or give a log of one currency"
+        )
 
 
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,8 @@ averaged, never over rows of several windows: levels differ between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -52,48 +53,104 @@ def paired_bootstrap(
     >>> found.low < found.delta < found.high, found.low > 0
     (True, True)
     """
-    names, cluster = np.unique(users, return_inverse=True)
-    rows = _rows_of(np.zeros(len(actual), np.int64) if windows is None else windows)
-    pairs = [
-        (_prepared(metric, actual[i], a[i]), _prepared(metric, actual[i], b[i]), cluster[i])
-        for i in rows
-    ]
+    at = [np.arange(len(actual))] if windows is None else _rows_of(windows)
+    parts = [Part(actual[i], users[i], {"a": a[i], "b": b[i]}) for i in at]
+    if not parts:
+        return Difference(NAN, NAN, NAN)
+    found = bootstrap(parts, (metric,), draws, seed)
+    return found.difference("a", "b", metric, confidence)
 
-    def delta(times: Values | None) -> float:
-        parts = []
-        for of_a, of_b, who in pairs:
-            weight = None if times is None else times[who]
-            parts.append(of_a(weight) - of_b(weight))
-        return float(np.mean(parts)) if parts else NAN
 
-    rng = np.random.default_rng(seed)
-    n = len(names)
-    drawn = np.array(
-        [
-            delta(np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64))
-            for _ in range(draws)
-        ]
-    )
-    drawn = drawn[np.isfinite(drawn)]
+class Part(NamedTuple):
+    """One window: what its users spent, and what each model said of them."""
+
+    actual: Values  # (N,)
+    users: npt.NDArray[np.integer]  # (N,)
+    said: Mapping[str, Values]  # by model, (N,) each
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrapped:
+    """Each metric of each model, mean over windows: as it is, and in each draw of users."""
+
+    values: Mapping[tuple[str, str], Values]  # (model, metric) -> (1 + draws,), first as it is
+
+    def interval(self, model: str, metric: str, confidence: float = 0.95) -> Difference:
+        """A metric and its interval."""
+        return _interval(self.values[model, metric], confidence)
+
+    def difference(self, a: str, b: str, metric: str, confidence: float = 0.95) -> Difference:
+        """Metric of a minus metric of b, on the same draws."""
+        return _interval(self.values[a, metric] - self.values[b, metric], confidence)
+
+
+def bootstrap(
+    parts: Sequence[Part], metrics: Sequence[str], draws: int = 400, seed: int = 0
+) -> Bootstrapped:
+    """Draw users with replacement, `draws` times, each with all windows that he stands in.
+
+    One weighting a draw serves all models and metrics, so that any two of them can be paired.
+    """
+    names, cluster = np.unique(np.concatenate([part.users for part in parts]), return_inverse=True)
+    ends = np.cumsum([len(part.users) for part in parts])
+    who = np.split(cluster, ends[:-1])
+    rng, n = np.random.default_rng(seed), len(names)
+    keys = [(model, metric) for model in parts[0].said for metric in metrics]
+    prepared: list[dict[tuple[str, str], Weighted]] = []
+    for part in parts:
+        oracle = _Oracle(part.actual)
+        prepared.append({(m, k): _prepared(k, part.actual, part.said[m], oracle) for m, k in keys})
+    out = {key: np.empty(1 + draws) for key in keys}
+    for draw in range(1 + draws):
+        times = None
+        if draw:
+            times = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+        weights = [None if times is None else times[rows] for rows in who]
+        for key in keys:
+            found = [of[key](weight) for of, weight in zip(prepared, weights, strict=True)]
+            out[key][draw] = np.mean(found)
+    return Bootstrapped(out)
+
+
+def _interval(values: Values, confidence: float) -> Difference:
+    drawn = values[1:][np.isfinite(values[1:])]
     if not len(drawn):
-        return Difference(delta(None), NAN, NAN)
+        return Difference(float(values[0]), NAN, NAN)
     outside = (1 - confidence) / 2
     low, high = np.quantile(drawn, (outside, 1 - outside))
-    return Difference(delta(None), float(low), float(high))
+    return Difference(float(values[0]), float(low), float(high))
 
 
 def _rows_of(windows: npt.NDArray[np.integer]) -> list[npt.NDArray[np.intp]]:
     return [np.flatnonzero(windows == w) for w in np.unique(windows)]
 
 
-def _prepared(metric: str, actual: Values, predicted: Values) -> Weighted:
+class _Oracle:
+    """Gini of the perfect ranking: one a draw, whatever the number of models."""
+
+    def __init__(self, actual: Values) -> None:
+        self._gain = Gain(actual, actual)
+        self._last: tuple[Values | None, float] | None = None
+
+    def gini(self, weight: Values | None) -> float:
+        if self._last is None or self._last[0] is not weight:
+            self._last = weight, self._gain.gini(weight)
+        return self._last[1]
+
+
+def _prepared(metric: str, actual: Values, predicted: Values, oracle: _Oracle) -> Weighted:
     """The metric as a function of how often each row was drawn; gains are sorted once."""
     if metric == "ngini":
-        model, oracle = Gain(actual, predicted), Gain(actual, actual)
+        model = Gain(actual, predicted)
         return lambda weight: model.gini(weight) / oracle.gini(weight)
     if metric in ("top10", "top20"):
         gain, share = Gain(actual, predicted), 0.1 if metric == "top10" else 0.2
         return lambda weight: gain.top(share, weight)
+    if metric == "bias":
+        return lambda weight: _ratio(predicted, actual, weight)
+    if metric == "mae":
+        error = np.abs(actual - predicted)
+        return lambda weight: _ratio(error, np.ones(len(error)), weight)
     plain = METRICS[metric]
 
     def drawn(weight: Values | None) -> float:
@@ -103,3 +160,8 @@ def _prepared(metric: str, actual: Values, predicted: Values) -> Weighted:
         return plain(actual[rows], predicted[rows])
 
     return drawn
+
+
+def _ratio(over: Values, under: Values, weight: Values | None) -> float:
+    up, down = (over.sum(), under.sum()) if weight is None else (weight @ over, weight @ under)
+    return float(up / down) if down > 0 else NAN

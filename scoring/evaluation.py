@@ -13,16 +13,17 @@ interval of a comparison, which draws users in pairs (scoring.bootstrap).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from featurestore.settings import FeatureSettings
-from scoring.comparing import comparisons
+from scoring.comparing import POOLED, Compared, compared
 from scoring.contenders import DEFAULT, model_names
 from scoring.forecasts import score
 from scoring.history import History
-from scoring.judging import Judge, Log, Progress
+from scoring.judging import Judge
+from scoring.point_in_time import Log
 from scoring.question import (
     BadQuestion,
     Population,
@@ -48,18 +49,23 @@ __all__ = [
 ]
 
 
+Progress = Callable[[str, int, int], None]  # what is being done, models done, in all
+
+
 @dataclass(slots=True)
 class Report:
     """Answers, and how they compare; `as_json` is the shape of `evaluate --json`."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
+    pooled: list[dict[str, Any]] = field(default_factory=list)  # where there are several cut-offs
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)  # what `runs` was made of, for charts
 
     def as_json(self) -> dict[str, Any]:
         """For a file."""
-        return {"runs": self.runs, "comparisons": self.comparisons, "notes": self.notes}
+        names = ("runs", "pooled", "comparisons", "notes")
+        return {name: getattr(self, name) for name in names}
 
 
 def evaluate(
@@ -67,18 +73,37 @@ def evaluate(
     question: Question,
     features: FeatureSettings,
     sources: Sequence[str],
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Answer a question about a log: (partition, batch) pairs, each partition in log order."""
     history = History.of(log)
     check_question(history, question)
     report = Report()
+    total = len(question.as_of_ms) * len(question.models)
+    done: set[tuple[int, str]] = set()
+
+    def told(what: str) -> None:
+        progress(what, len(done), total)
+
     for as_of in question.as_of_ms:
-        judge = Judge(log, history, question, features, sources, as_of, progress)
+        judge = Judge(log, history, question, features, sources, as_of, told)
         for one in judge.scores():
             report.scored.append(one)
-            report.runs.append(one.as_json(question.population))
+            done.add((as_of, one.model))
         report.notes += [note for note in judge.notes if note not in report.notes]
-    progress("comparing")
-    report.comparisons = comparisons(report.scored, question)
+    told("drawing users for the intervals")
+    found = list(compared(report.scored, question))
+    report.runs = [_run(one, question, found) for one in report.scored]
+    first, *others = question.models
+    for part in found:
+        report.comparisons += part.differences(first, others)
+        if part.as_of == POOLED:
+            report.pooled += part.pooled()
     return report
+
+
+def _run(one: Scored, question: Question, found: Sequence[Compared]) -> dict[str, Any]:
+    """One of `runs`, with the intervals of its cut-off."""
+    run = one.as_json(question.population)
+    here = next(c for c in found if c.as_of == run["as_of"] and c.days == one.days)
+    return {**run, "intervals": here.intervals(one.label)}

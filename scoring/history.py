@@ -10,7 +10,7 @@ major units of the deployment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ MICRO = 1e6
 NetBy = Literal["user-day", "order", "event"]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Kinds = npt.NDArray[np.uint8]  # featurestore.columns.Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Window:
 
     value: Values  # (U,) max(0, net value)
     active: Bools  # (U,) a unit of positive net value (a day, or an event)
+    net: Values  # (U,) net value, below 0 where more was returned than bought
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class History:
     time_ms: Ints  # (E,)
     log_ms: Ints  # (E,)
     value: Values  # (E,)
+    kind: Kinds = field(default_factory=lambda: np.empty(0, np.uint8))  # (E,), or unknown: empty
 
     @classmethod
     def of(cls, log: Iterable[tuple[int, EventBatch]]) -> History:
@@ -73,7 +76,8 @@ class History:
             keep &= events["record_ms"] > until[user]
         events, user, log_ms = events[keep], user[keep], log_ms[keep]
         value = events["value_micro"] / MICRO
-        return cls(users, user, np.ascontiguousarray(events["time_ms"]), log_ms, value)
+        time_ms, kind = (np.ascontiguousarray(events[name]) for name in ("time_ms", "kind"))
+        return cls(users, user, time_ms, log_ms, value, kind)
 
     @property
     def start_ms(self) -> int:
@@ -88,6 +92,13 @@ class History:
     def known(self, as_of_ms: int) -> Bools:
         """(E,) what had arrived, and happened, before `as_of_ms`."""
         return (self.log_ms < as_of_ms) & (self.time_ms < as_of_ms)
+
+    def upto(self, as_of_ms: int) -> History:
+        """The log as it stood at `as_of_ms`; users keep their rows, those to come hold nothing."""
+        known = self.known(as_of_ms)
+        kind = self.kind[known] if len(self.kind) else self.kind
+        user, time_ms, log_ms = (c[known] for c in (self.user, self.time_ms, self.log_ms))
+        return History(self.users, user, time_ms, log_ms, self.value[known], kind)
 
     def delay_ms(self, as_of_ms: int) -> int:
         """How late the latest event before `as_of_ms` came; labels of the past are whole by then.
@@ -112,7 +123,7 @@ class History:
         """
         inside = (self.time_ms >= start_ms) & (self.time_ms < end_ms)
         user, value, n = self.user[inside], self.value[inside], len(self.users)
-        net = np.bincount(user, value, minlength=n)
+        net = np.bincount(user, value, minlength=n).astype(np.float64)
         if net_by == "user-day":
             day = (self.time_ms[inside] - start_ms // DAY * DAY) // DAY
             span = int(day.max()) + 1 if len(day) else 1
@@ -122,7 +133,7 @@ class History:
             positive = user[value > 0]
         active = np.bincount(positive, minlength=n) > 0
         # sums of millionths as floats: what is left of 9 - 9 is no spend
-        return Window(np.where(net > 1e-9, net, 0.0), active)
+        return Window(np.where(net > 1e-9, net, 0.0), active, net)
 
 
 def before(

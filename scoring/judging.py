@@ -15,21 +15,29 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.columns import EventBatch
 from featurestore.settings import FeatureSettings
-from scoring.baselines import BASELINES, orders
-from scoring.errors import TooLittleData
-from scoring.examples import ExampleBuilder, Examples
+from scoring.baselines import BASELINES, Baseline
+from scoring.contenders import DAILY
+from scoring.cutoffs import BadQuestion, stamp
 from scoring.forecasts import Forecast, score
-from scoring.history import DAY, History, Window, before
-from scoring.interface import Prediction
-from scoring.metrics import Values
-from scoring.question import BadQuestion, Ints, Question, choose_cutoffs, net_horizons, stamp
-from scoring.scored import Scored
-from scoring.trainable import TRAINED
+from scoring.generation import Generation
+from scoring.groups import groups, populations
+from scoring.history import DAY, History
+from scoring.past import Past
+from scoring.point_in_time import Log, PointInTime
+from scoring.question import LEAST_USERS, Question, net_horizons
+from scoring.scored import Outcome, Scored, measures
+from scoring.settings import TrainingSettings
+from scoring.splits import held_out
+from scoring.targeting import Clicks, targeting
+from scoring.thresholds import RATES, Threshold, rates
+from scoring.trainable import SERVED, TRAINED
+from scoring.validation import Validation
 
-Log = Sequence[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
-Progress = Callable[[str], None]
+Bools = npt.NDArray[np.bool_]
+Progress = Callable[[str], None]  # what is being done
+
+ARRIVALS = "the log holds no arrival times: events count as arrived at once"
 
 
 class Judge:
@@ -49,25 +57,42 @@ class Judge:
         self._features, self._sources = features, sources
         self._as_of, self._progress = as_of_ms, progress
         self.notes: list[str] = []
-        self._seen = np.zeros(len(history.users), bool)
-        self._seen[history.user[history.known(as_of_ms)]] = True
+        self._past = Past.of(history, as_of_ms, question.net_by, question.cutoffs_ms)
+        self._groups = list(groups(self._past, question.population))
         self._rows = self._population()
-        self._windows = {
-            days: history.window(as_of_ms, as_of_ms + days * DAY, question.net_by)
-            for days in question.horizons_days
-        }
+        self._came: dict[int, Outcome] = {}
+        self._clicks: dict[int, Clicks] = {}
+        self._validation: dict[int, Validation | str] = {}
+        for days in question.horizons_days:
+            self._look_ahead(days)
+        self._folded: dict[int, PointInTime] = {}
 
-    def _population(self) -> Ints:
+    def _population(self) -> npt.NDArray[np.int64]:
         """Users to score: seen before the cut-off, with or without an order by then."""
-        past = self._history.window(self._history.start_ms, self._as_of, self._question.net_by)
-        wanted = {
-            "all": self._seen,
-            "buyers": self._seen & past.active,
-            "prospects": self._seen & ~past.active,
-        }[self._question.population]
-        if not wanted.any():
-            raise BadQuestion(f"no {self._question.population} before {stamp(self._as_of)}")
-        return np.flatnonzero(wanted)
+        named = populations(self._past)
+        asked = self._question.population
+        count = int(named[asked].sum())
+        if count < LEAST_USERS:
+            others = ", ".join(f"{n.sum():,} {name}" for name, n in named.items() if name != asked)
+            raise BadQuestion(
+                f"{count} {asked} before {stamp(self._as_of)}, and a ranking wants {LEAST_USERS}"
+                f" or more (there are {others}): take a later --as-of or another --population"
+            )
+        return np.flatnonzero(named[asked])
+
+    def _look_ahead(self, days: int) -> None:
+        """What came true, and the window before on which to choose."""
+        asked, end = self._question, self._as_of + days * DAY
+        window = self._history.window(self._as_of, end, asked.net_by)
+        self._came[days] = Outcome(window.value, window.active, window.net)
+        if not window.value[self._rows].any():
+            raise BadQuestion(
+                f"none of {len(self._rows):,} {asked.population} spent anything in the {days} days"
+                f" from {stamp(self._as_of)}: there is nothing to rank; take another --as-of, a"
+                " longer --horizon or another --population"
+            )
+        self._clicks[days] = Clicks.of(self._history, self._as_of, end)
+        self._validation[days] = Validation.before(self._past, days, asked.population)
 
     def scores(self) -> Iterator[Scored]:
         """Every model asked for, at this cut-off."""
@@ -79,119 +104,138 @@ class Judge:
                 yield from self._trained(name)
 
     def _baseline(self, name: str) -> Iterator[Scored]:
-        history = self._history
-        known = history.known(self._as_of)
-        made = orders(
-            history.user[known],
-            history.time_ms[known],
-            history.value[known],
-            len(history.users),
-            self._as_of,
-            self._question.net_by == "user-day",
-        )
-        for days, window in self._windows.items():
-            began = time.perf_counter()
-            forecast = BASELINES[name](made, float(days))
-            seconds = time.perf_counter() - began
-            yield self._scored(name, None, days, window, forecast, 0, seconds)
+        fitted, horizons = BASELINES[name], self._question.horizons_days
+        began = time.perf_counter()
+        forecasts = fitted(self._past, horizons)
+        seconds = time.perf_counter() - began
+        for days, forecast in zip(horizons, forecasts, strict=True):
+            threshold = self._threshold(days, self._refitted(fitted, days))
+            yield self._scored(name, None, days, forecast, 0, seconds, threshold)
+
+    @staticmethod
+    def _refitted(fitted: Baseline, days: int) -> Callable[[Validation], Forecast]:
+        """A baseline as it would have been at the validation cut-off."""
+        return lambda validation: fitted(validation.past, [days])[0]
 
     def _trained(self, name: str) -> Iterator[Scored]:
-        kind = TRAINED[name]
+        """A model at its cut-off, which for a daily one is the last midnight."""
+        model, daily = DAILY.get(name, name), name in DAILY
+        kind, training = TRAINED[model], self._question.training
+        rows = self._point_in_time(daily)
+        examples = rows.training if kind.trains else None
+        if kind.trains and rows.delay_ms == 0 and ARRIVALS not in self.notes:
+            self.notes.append(ARRIVALS)
         horizons = net_horizons(self._question.horizons_days)
-        rows = self._test_rows(horizons)
-        examples = self._examples(horizons) if kind.trains else None
         for seed in range(self._question.seeds if kind.seeded else 1):
             began = time.perf_counter()
-            training = self._question.training
             how = training.model_copy(update={"seed": training.seed + seed})
-            generation = kind.make(examples, horizons, how)
-            trained = time.perf_counter() - began
-            made = score(generation, rows)
+            generation = kind.make(examples, horizons, how, progress=self._epochs(name))
+            seconds = time.perf_counter() - began
             n_train = len(examples) if examples is not None else 0
-            for days, window in self._windows.items():
-                forecast = self._forecast(rows, made, horizons.index(days))
-                yield self._scored(name, seed, days, window, forecast, n_train, trained)
+            users = rows.users(_midnight(self._as_of, daily))
+            made = score(generation, users)
+            for days in self._question.horizons_days:
+                threshold = self._chosen(model, how, generation, rows, days, daily)
+                forecast = rows.spread(users, made, days)
+                yield self._scored(name, seed, days, forecast, n_train, seconds, threshold)
 
-    def _forecast(self, rows: Examples, made: Prediction, horizon: int) -> Forecast:
-        """Spread over all users; whoever the fold does not know is worth 0, and there are none."""
-        at = np.array([self._history.users[rows.users[u]] for u in rows.user.tolist()], np.int64)
-
-        def spread(values: npt.NDArray[np.float32]) -> Values:
-            out = np.zeros(len(self._history.users))
-            out[at] = values
-            return out
-
-        return Forecast(
-            spread(made.expected[:, 0, horizon]),
-            spread(made.p_active[:, 0, horizon]),
-            spread(made.if_active[:, horizon, 0]),
-            spread(made.if_active[:, horizon, 2]),
+    def _chosen(
+        self,
+        model: str,
+        how: TrainingSettings,
+        generation: Generation,
+        rows: PointInTime,
+        days: int,
+        daily: bool,
+    ) -> Threshold:
+        """The threshold of a trained model, on users whom it has not learned from where it can."""
+        validation = self._validation[days]
+        if isinstance(validation, str):
+            return Threshold(None, validation)
+        users = rows.users(_midnight(validation.past.as_of_ms, daily))
+        held: Bools | None = None
+        family = how.family if model == SERVED else model
+        if TRAINED[family].holds_out:
+            held = np.zeros(len(self._history.users), bool)
+            names = (users.users[u] for u in users.user[held_out(users, how)].tolist())
+            held[[self._history.users[name] for name in names]] = True
+        return self._threshold(
+            days, lambda _: rows.spread(users, score(generation, users), days), held
         )
+
+    def _threshold(
+        self,
+        days: int,
+        forecast: Callable[[Validation], Forecast],
+        held: Bools | None = None,
+    ) -> Threshold:
+        validation = self._validation[days]
+        if isinstance(validation, str):
+            return Threshold(None, validation)
+        return validation.threshold(self._question.task, lambda: forecast(validation), held)
+
+    def _point_in_time(self, daily: bool) -> PointInTime:
+        as_of = _midnight(self._as_of, daily)
+        if as_of not in self._folded:
+            before = [v.past.as_of_ms for v in self._validation.values() if not isinstance(v, str)]
+            self._folded[as_of] = PointInTime(
+                self._log,
+                self._history,
+                self._features,
+                self._sources,
+                as_of,
+                net_horizons(self._question.horizons_days),
+                self._question.cutoffs_ms,
+                [_midnight(moment, daily) for moment in (self._as_of, *before)],
+            )
+        return self._folded[as_of]
+
+    def _epochs(self, label: str) -> Callable[[str, int, int], None]:
+        def told(stage: str, done: int, total: int) -> None:
+            self._progress(f"{stamp(self._as_of)} {label}:  {stage} {done}/{total}")
+
+        return told
 
     def _scored(
         self,
         name: str,
         seed: int | None,
         days: int,
-        window: Window,
         forecast: Forecast,
         n_train: int,
         seconds: float,
+        threshold: Threshold,
     ) -> Scored:
-        rows = self._rows
+        rows, task, came = self._rows, self._question.task, self._came[days]
+        said, here = forecast.rows(rows), came.rows(rows)
+        found = {
+            metric: None if np.isnan(value) else value
+            for metric, value in rates(
+                task.truth(here.value, here.active), task.score(said), threshold.at
+            ).items()
+        }
+        assert set(found) == set(RATES)
+        share = self._question.target_share
+        facts = {
+            "classification": threshold.as_json(task, found),
+            "targeting": targeting(said, here.active, share, self._clicks[days], rows),
+            "groups": [
+                {
+                    "by": group.by,
+                    "group": group.name,
+                    "users": int(group.at.sum()),
+                    "active": int(came.active[group.at].sum()),
+                    "metrics": measures(
+                        forecast.rows(np.flatnonzero(group.at)), came.rows(group.at)
+                    ),
+                }
+                for group in self._groups
+            ],
+        }
         return Scored(
-            self._as_of,
-            days,
-            name,
-            seed,
-            rows,
-            window.value[rows],
-            window.active[rows],
-            forecast.rows(rows),
-            n_train,
-            seconds,
+            self._as_of, days, name, seed, rows, here, said, n_train, seconds, found, facts
         )
 
-    def _test_rows(self, horizons: tuple[int, ...]) -> Examples:
-        return self._build(horizons, np.array([self._as_of], np.int64), 0)
 
-    def _examples(self, horizons: tuple[int, ...]) -> Examples:
-        """Training rows, marked mature as they were at the cut-off."""
-        delay = self._history.delay_ms(self._as_of)
-        asked = self._question.cutoffs_ms
-        start = self._history.start_ms
-        if asked is None:
-            longest = max(horizons)
-            cutoffs = choose_cutoffs(start, self._as_of, longest, delay)
-        else:
-            cutoffs = np.array(asked, np.int64)
-        shortest_ms = min(horizons) * DAY
-        cutoffs = cutoffs[cutoffs + shortest_ms + delay <= self._as_of]
-        if not len(cutoffs):
-            raise BadQuestion(
-                f"no training cut-off has a window that ends by {stamp(self._as_of)}:"
-                " take earlier --train-cutoffs"
-            )
-        made = self._build(horizons, cutoffs, delay)
-        if not made.mask.any(0).all():
-            raise TooLittleData(
-                f"no window of {max(horizons)} days ends by {stamp(self._as_of)}:"
-                " take earlier --train-cutoffs or a shorter --horizon"
-            )
-        if delay == 0 and not self.notes:
-            self.notes.append("the log holds no arrival times: events count as arrived at once")
-        return made
-
-    def _build(self, horizons: tuple[int, ...], cutoffs_ms: Ints, delay_ms: int) -> Examples:
-        builder = ExampleBuilder(
-            self._features,
-            self._sources,
-            [days * DAY // 1000 for days in horizons],
-            cutoffs_ms,
-            log_start_ms=self._history.start_ms,
-            lateness_ms=delay_ms,
-        )
-        for partition, batch in before(self._log, self._as_of):
-            builder.add(partition, batch)
-        # the log is known up to the cut-off, though its last event may lie before
-        return builder.finish(self._as_of)
+def _midnight(moment_ms: int, daily: bool) -> int:
+    return moment_ms // DAY * DAY if daily else moment_ms

@@ -93,9 +93,7 @@ def dmape(actual: Values, predicted: Values, buckets: int = 10) -> float:
     >>> dmape(np.arange(1.0, 101.0), 1.5 * np.arange(1.0, 101.0)).__round__(3)
     0.5
     """
-    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, buckets + 1)))
-    # (low, high] and the lowest with its edge, as pandas.qcut
-    bucket = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, None)
+    bucket = quantile_buckets(predicted, buckets)
     rows = np.bincount(bucket)
     made, said = np.bincount(bucket, actual), np.bincount(bucket, predicted)
     spent = (rows > 0) & (made > 0)
@@ -168,6 +166,34 @@ def brier(active: npt.NDArray[np.bool_], p_active: Values) -> float:
     return float(np.mean(np.square(p_active - active)))
 
 
+def ece(active: npt.NDArray[np.bool_], p_active: Values, buckets: int = 10) -> float:
+    """Expected calibration error: mean distance of P(active) from how many then were.
+
+    Over ten buckets of equally many users along the probability, each weighted by its users;
+    equal edges are merged. Source: Naeini, Cooper & Hauskrecht 2015, with buckets of equal mass
+    (Nixon et al. 2019, arXiv:1904.01685), since most probabilities lie near 0.
+
+    >>> ece(np.array([True, False]), np.array([0.5, 0.5])), ece(np.array([True]), np.array([0.75]))
+    (0.0, 0.25)
+    """
+    if not len(active):
+        return NAN
+    bucket = quantile_buckets(p_active, buckets)
+    gap = np.bincount(bucket, p_active) - np.bincount(bucket, active)
+    return float(np.abs(gap).sum() / len(active))
+
+
+def quantile_buckets(values: Values, buckets: int = 10) -> npt.NDArray[np.int64]:
+    """(N,) bucket of each value, as `pandas.qcut` with equal edges merged; 0 holds the least.
+
+    >>> quantile_buckets(np.array([3.0, 1.0, 2.0, 2.0]), 2).tolist()
+    [1, 0, 0, 0]
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)))
+    # (low, high] and the lowest with its edge
+    return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, None)
+
+
 def cover80(actual: Values, p10: Values, p90: Values) -> float:
     """Share of the spenders whose value lies in [p10, p90] of "if active"; .8 is right.
 
@@ -188,6 +214,11 @@ def top10(actual: Values, predicted: Values) -> float:
 def top20(actual: Values, predicted: Values) -> float:
     """`top_share` of the first fifth."""
     return top_share(actual, predicted, 0.2)
+
+
+def number(value: float | None) -> float | None:
+    """JSON has no NaN: what is not defined is null."""
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 METRICS: dict[str, Metric] = {

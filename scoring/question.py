@@ -9,24 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from featurestore import times
 from scoring.contenders import DEFAULT, model_names
-from scoring.errors import ScoringError
+from scoring.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
 from scoring.history import DAY, History, NetBy
 from scoring.settings import TrainingSettings
+from scoring.thresholds import Task
+
+__all__ = [
+    "BadQuestion",
+    "Ints",
+    "Population",
+    "Question",
+    "check_question",
+    "choose_cutoffs",
+    "net_horizons",
+    "stamp",
+]
 
 Population = Literal["all", "buyers", "prospects"]
-Ints = npt.NDArray[np.int64]
 
 SHORT_DAYS = (7, 30)  # horizons that a net learns beside the one asked for, as served
-CUTOFFS = 8  # chosen from half-way to the last mature one
-
-
-class BadQuestion(ScoringError):
-    """The evaluation cannot be done as asked; the message says what can."""
+LEAST_USERS = 10  # deciles, and a ranking, want so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,9 @@ class Question:
     models: tuple[str, ...] = DEFAULT
     cutoffs_ms: tuple[int, ...] | None = None  # None: chosen for each `as_of`
     net_by: NetBy = "user-day"
-    population: Population = "all"
+    population: Population = "buyers"
+    task: Task = field(default_factory=Task)
+    target_share: float = 0.2
     seeds: int = 1
     draws: int = 400  # of the bootstrap
     # of what trains; its seed is the first one
@@ -69,25 +74,6 @@ def check_question(history: History, question: Question) -> None:
             )
 
 
-def choose_cutoffs(start_ms: int, as_of_ms: int, days: int, delay_ms: int = 0) -> Ints:
-    """Training cut-offs whose windows of `days` end, all labels arrived, by `as_of_ms`.
-
-    From half-way to the last of them, evenly: earlier ones know too little of their users.
-
-    >>> (choose_cutoffs(0, 273 * DAY, 91) // DAY).tolist()
-    [91, 104, 117, 130, 143, 156, 169, 182]
-    """
-    last = as_of_ms - days * DAY - delay_ms
-    if last - start_ms < 2 * DAY:
-        raise BadQuestion(
-            f"a window of {days} days before {stamp(as_of_ms)} begins before the log does"
-            f" ({stamp(start_ms)}): take a later --as-of or a shorter --horizon"
-        )
-    first = start_ms + (last - start_ms) // 2
-    step = max((last - first) // (CUTOFFS - 1), DAY) // DAY * DAY
-    return np.arange(last, first - 1, -step, dtype=np.int64)[::-1]
-
-
 def net_horizons(asked: Sequence[int]) -> tuple[int, ...]:
     """Horizons that a net learns: those asked for, and the short ones that it is served with.
 
@@ -95,12 +81,3 @@ def net_horizons(asked: Sequence[int]) -> tuple[int, ...]:
     (7, 30, 91)
     """
     return tuple(sorted({*asked, *(d for d in SHORT_DAYS if d < max(asked))}))
-
-
-def stamp(time_ms: int) -> str:
-    """For people: a date where it is one.
-
-    >>> stamp(0), stamp(3_600_000)
-    ('1970-01-01', '1970-01-01T01:00:00Z')
-    """
-    return times.text(time_ms).removesuffix("T00:00:00Z")

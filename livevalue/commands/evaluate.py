@@ -55,8 +55,19 @@ def evaluate(
         typer.Option(help="What is one order: all of a user's day, an order_id, an event."),
     ] = "user-day",
     population: Annotated[
-        Literal["all", "buyers", "prospects"], typer.Option(help="Who is scored.")
-    ] = "all",
+        Literal["buyers", "prospects", "all"],
+        typer.Option(help="Who is scored: with an order before the cut-off, without, both."),
+    ] = "buyers",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Find users who will be worth so much, by yes or no; else those who will order.",
+        ),
+    ] = None,
+    target_share: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Of users that would be targeted.")
+    ] = 0.2,
     seeds: Annotated[int, typer.Option(min=1, help="Nets trained, each judged.")] = 1,
     columns: Columns = "",
     type_: Type = None,
@@ -65,16 +76,21 @@ def evaluate(
 ) -> None:
     """Judge values on history, as they would have been used.
 
-    Nothing after a cut-off is seen; every user known before it is scored, and held against what
-    he went on to spend.
+    Nothing after a cut-off is seen; every user of the population is scored, and held against what
+    he went on to spend. docs/evaluation.md says what each figure means.
 
     Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
     --as-of 2011-09-10 --horizon 90d
+
+    Example, five rolling months pooled:  livevalue evaluate kafka --horizon 30d
+    --as-of 2011-07-12,2011-08-11,2011-09-10,2011-10-10,2011-11-09 --models served,pareto_gg
     """
     from livevalue import running
+    from livevalue.bars import stages
     from livevalue.jobs import evaluating
     from livevalue.sources import FileOptions, parse_columns
     from scoring.evaluation import DEFAULT, Question, model_names
+    from scoring.thresholds import Task
 
     out = Output(json)
     if models == "list":
@@ -83,22 +99,34 @@ def evaluate(
         return
     if not src or not as_of:
         raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
+    named = (name.strip().replace("-", "_") for name in models.split(","))
     question = Question(
         as_of_ms=tuple(moment_ms(text) for text in as_of.split(",") if text),
         horizons_days=tuple(parse_days(text) for text in horizon.split(",") if text),
-        models=tuple(name for name in models.split(",") if name) or DEFAULT,
+        models=tuple(dict.fromkeys(name for name in named if name)) or DEFAULT,
         cutoffs_ms=parse_cutoffs(train_cutoffs) if train_cutoffs else None,
         net_by=net_by,
         population=population,
+        task=Task(threshold),
+        target_share=target_share,
         seeds=seeds,
     )
     # one order is one event once its lines are added up
     options = FileOptions(parse_columns(columns), type_, order_lines or net_by == "order")
-    if out.live:
-        with out.console.status("") as status:
-            report = evaluating.evaluate(running.settings(), src, options, question, status.update)
-    else:
-        report = evaluating.evaluate(running.settings(), src, options, question, out.say)
+    settings = running.settings()
+    with stages(out) as moving:
+        last = ""
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            nonlocal last
+            model, _, _epoch = stage.partition(":  ")
+            if out.live or total is None:
+                moving(stage, done, total)
+            elif model != last:
+                last = model
+                out.say(model)  # a line a model, for logs
+
+        report = evaluating.evaluate(settings, src, options, question, tell)
     _show(report, out)
     out.result(report.as_json())
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from livevalue.rejections import lines
+from livevalue.rejections import lines, refuse_mixed
 from livevalue.sources import FileOptions, Source
 from scoring import evaluation
 from scoring.evaluation import Question, Report
+from scoring.point_in_time import Log
+from scoring.scan import check, scan
 from streams.settings import Settings
+
+Progress = Callable[[str, int, int | None], None]  # what is being done, steps done, in all
 
 
 def evaluate(
@@ -17,13 +21,27 @@ def evaluate(
     src: Sequence[str],
     options: FileOptions,
     question: Question,
-    told: Callable[[str], None],
+    progress: Progress,
 ) -> Report:
     """Read the log once, then answer for each cut-off."""
-    told("reading the log")
-    source = Source(src, settings, options)
-    log = list(source.batches())
+    log, notes = read(settings, src, options, progress)
     question = replace(question, training=settings.training)
-    report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, told)
-    report.notes += lines(source.rejections())
+    report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, progress)
+    report.notes += notes
     return report
+
+
+def read(
+    settings: Settings, src: Sequence[str], options: FileOptions, progress: Progress
+) -> tuple[Log, list[str]]:
+    """The log, and what of it was left out; what nothing can be learned from is refused."""
+    source = Source(src, settings, options)
+    log, taken = [], 0
+    for partition, batch in source.batches():
+        log.append((partition, batch))
+        taken += batch.size
+        progress("reading the log, events", taken, None)
+    left_out = source.rejections()
+    refuse_mixed(left_out, taken)
+    check(scan(log), flat_prices=settings.retrain.flat_prices)
+    return log, list(lines(left_out))

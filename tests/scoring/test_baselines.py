@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 from scipy.special import hyp2f1
 
-from scoring import baselines, metrics
-from scoring.baselines import DAY, BgNbd, GammaGamma, Orders, ParetoNbd
+from scoring import metrics
+from scoring.baselines import BASELINES
+from scoring.btyd import BgNbd, GammaGamma, ParetoNbd, _series
+from scoring.cutoffs import BadQuestion
+from scoring.history import History
 from scoring.metrics import Values
+from scoring.orders import DAY, Orders, orders
+from scoring.past import Past
+from scoring.rfm import cells, fifths
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "cdnow"
 START = int(np.datetime64("1997-01-01", "ms").astype(np.int64))
@@ -27,10 +33,16 @@ def cdnow(name: str) -> tuple[np.ndarray, np.ndarray, Values]:
     return user, np.array(text, "datetime64[ms]").astype(np.int64), table[:, -1]
 
 
+def history(user: np.ndarray, time_ms: np.ndarray, value: Values, users: int) -> History:
+    """A log that everything reached at once."""
+    names = {f"u{row}": row for row in range(users)}
+    return History(names, user.astype(np.int64), time_ms, time_ms, value)
+
+
 def sample_in_calibration() -> Orders:
     """The published estimates count a user's age up to the last day, not past it."""
     user, time_ms, value = cdnow("CDNOW_sample.txt")
-    known = baselines.orders(user, time_ms, np.maximum(value, 0.001), int(user.max()) + 1, CUTOFF)
+    known = orders(user, time_ms, np.maximum(value, 0.001), int(user.max()) + 1, CUTOFF)
     return Orders(
         known.repeat, known.recency, known.age - 1 / 7, known.first, known.total, known.spent
     )
@@ -71,14 +83,14 @@ def test_gamma_gamma_finds_the_published_estimates_of_the_cdnow_sample() -> None
 def test_baselines_rank_cdnow_as_lifetimes_does() -> None:
     user, time_ms, value = cdnow("CDNOW_master.txt")
     n = int(user.max()) + 1
-    known = baselines.orders(user, time_ms, value, n, CUTOFF)
+    past = Past.of(history(user, time_ms, value, n), CUTOFF, "user-day")
     after = (time_ms >= CUTOFF) & (time_ms < CUTOFF + 91 * DAY)
     actual = np.bincount(user[after], value[after], minlength=n).astype(np.float64)
     for name, ngini, dmape, bias in (
         ("bg_gg", 0.639, 0.262, 0.80),
         ("pareto_gg", 0.685, 0.465, 0.79),
     ):
-        made = baselines.BASELINES[name](known, 91.0).expected
+        made = BASELINES[name](past, [91])[0].expected
         assert metrics.ngini(actual, made) == pytest.approx(ngini, abs=2e-3)
         assert metrics.dmape(actual, made) == pytest.approx(dmape, abs=5e-3)
         assert metrics.bias(actual, made) == pytest.approx(bias, abs=6e-3)
@@ -102,6 +114,25 @@ def test_pareto_likelihood_is_that_of_the_literature(alpha: float, beta: float) 
 
     theirs = np.log(s / power) + part(t_x) + np.log(-np.expm1(part(age) - part(t_x)))
     assert ParetoNbd(r, alpha, s, beta)._log_left(x, t_x, age) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_users_who_all_order_alike_are_expected_to_go_on() -> None:
+    """Their rates differ so little that scipy's 2F1 has no value at the estimates."""
+    rng = np.random.default_rng(0)
+    n, age = 200, np.full(200, 14.0)
+    x = rng.poisson(0.5 * 14, n).astype(np.float64)
+    t_x = np.where(x > 0, 14 * rng.random(n) ** (1 / np.maximum(x, 1)), 0)
+    model = BgNbd(48553.07, 142857.14, 0.0053955, 798.1116)
+    z = 30 / 7 / (model.alpha + age + 30 / 7)
+    theirs = hyp2f1(model.r + x, model.b + x, model.a + model.b + x - 1, z)
+    assert not np.isfinite(theirs).all()
+    made = model.expected(x, t_x, age, 30 / 7)
+    assert made == pytest.approx(30 / 7 * model.r / model.alpha, rel=0.01)
+    # where both have a value they agree
+    usual = BgNbd(0.24, 4.4, 0.79, 2.4)
+    z = 4.0 / (usual.alpha + age + 4.0)
+    a, b, c = usual.r + x, usual.b + x, usual.a + usual.b + x - 1
+    assert _series(np.ones(n), a, b, c, z) == pytest.approx(hyp2f1(a, b, c, z), rel=1e-9)
 
 
 def simulate_pareto(model: ParetoNbd, n: int, age: float, within: float) -> tuple[Values, ...]:
@@ -156,23 +187,92 @@ def test_a_return_on_the_day_of_the_order_is_taken_off_it() -> None:
     user = np.array([0, 0, 0, 1, 1])
     time_ms = np.array([1, 2, 3 * DAY, 5, 6])
     value = np.array([10.0, -4.0, 5.0, 3.0, -3.0])
-    by_day = baselines.orders(user, time_ms, value, 2, 9 * DAY)
+    by_day = orders(user, time_ms, value, 2, 9 * DAY)
     assert by_day.first.tolist() == [6.0, 0.0]
     assert by_day.buyer.tolist() == [True, False]
-    by_event = baselines.orders(user, time_ms, value, 2, 9 * DAY, day_is_order=False)
+    by_event = orders(user, time_ms, value, 2, 9 * DAY, day_is_order=False)
     assert by_event.first.tolist() == [10.0, 3.0]
     assert by_event.spent.tolist() == by_day.spent.tolist() == [11.0, 0.0]
 
 
 def test_nothing_at_or_after_the_cutoff_is_known() -> None:
-    known = baselines.orders(np.array([0, 0]), np.array([0, DAY]), np.array([5.0, 7.0]), 1, DAY)
+    known = orders(np.array([0, 0]), np.array([0, DAY]), np.array([5.0, 7.0]), 1, DAY)
     assert known.total.tolist() == [5.0]
 
 
-@pytest.mark.parametrize("name", sorted(baselines.BASELINES))
+@pytest.mark.parametrize("name", sorted(BASELINES))
 def test_a_log_of_one_order_each_or_of_none_still_gets_finite_values(name: str) -> None:
-    for value in (np.full(30, 5.0), np.full(30, -5.0)):
-        known = baselines.orders(np.arange(30), np.arange(30) * DAY, value, 31, 60 * DAY)
-        made = baselines.BASELINES[name](known, 30.0)
-        assert np.isfinite(made.expected).all()
-        assert (made.expected >= 0).all()
+    for value in (np.full(60, 5.0), np.full(60, -5.0)):
+        past = Past.of(history(np.arange(60), np.arange(60) * DAY, value, 61), 60 * DAY, "user-day")
+        for made in BASELINES[name](past, [7, 14]):
+            assert np.isfinite(made.expected).all()
+            assert (made.expected >= 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_users_to_come_do_not_move_what_is_said_of_the_others(name: str) -> None:
+    """The past has rows for users who are first seen later; they may not change a level."""
+    rng = np.random.default_rng(0)
+    user, time_ms = rng.integers(0, 40, 400), np.sort(rng.integers(0, 200 * DAY, 400))
+    value = rng.lognormal(3, 1, 400)
+    few = Past.of(history(user, time_ms, value, 40), 100 * DAY, "user-day")
+    many = Past.of(history(user, time_ms, value, 400), 100 * DAY, "user-day")
+    a, b = BASELINES[name](few, [30])[0], BASELINES[name](many, [30])[0]
+    assert b.expected[:40] == pytest.approx(a.expected)
+
+
+def test_a_later_horizon_is_worth_no_less() -> None:
+    rng = np.random.default_rng(0)
+    user, time_ms = rng.integers(0, 40, 400), np.sort(rng.integers(0, 200 * DAY, 400))
+    past = Past.of(history(user, time_ms, rng.lognormal(3, 1, 400), 40), 200 * DAY, "user-day")
+    for name in ("past_spend", "bg_gg", "pareto_gg"):
+        short, long = BASELINES[name](past, [30, 60])
+        assert (long.expected >= short.expected).all()
+
+
+def shop_of_two_kinds() -> tuple[np.ndarray, np.ndarray, Values]:
+    """40 regulars who order 10 each week, 60 who ordered once for 50 and never come again."""
+    regular = np.repeat(np.arange(40), 30)
+    weekly = np.tile(np.arange(30) * 7 * DAY, 40)
+    once = np.arange(40, 100)
+    user = np.concatenate([regular, once])
+    time_ms = np.concatenate([weekly, np.full(60, DAY)])
+    value = np.concatenate([np.full(len(regular), 10.0), np.full(60, 50.0)])
+    return user, time_ms, value
+
+
+def test_rfm_says_what_users_like_this_one_went_on_to_spend() -> None:
+    user, time_ms, value = shop_of_two_kinds()
+    past = Past.of(history(user, time_ms, value, 101), 140 * DAY, "user-day")
+    made = BASELINES["rfm"](past, [28])[0]
+    assert made.p_active is not None
+    # four orders of 10 in 28 days; few users in a cell are drawn to the mean of all
+    assert made.expected[:40] == pytest.approx(40, abs=4)
+    assert made.p_active[:40] == pytest.approx(1, abs=0.1)
+    assert made.expected[40:100] == pytest.approx(0, abs=3)
+
+
+def test_rfm_learns_nothing_from_what_came_after() -> None:
+    user, time_ms, value = shop_of_two_kinds()
+    cut = 140 * DAY
+    later = np.where(time_ms >= cut, value * 100, value)
+    a = BASELINES["rfm"](Past.of(history(user, time_ms, value, 101), cut, "user-day"), [28])[0]
+    b = BASELINES["rfm"](Past.of(history(user, time_ms, later, 101), cut, "user-day"), [28])[0]
+    assert (a.expected == b.expected).all()
+
+
+def test_rfm_without_an_earlier_window_says_what_to_ask_instead() -> None:
+    user, time_ms, value = shop_of_two_kinds()
+    log = history(user, time_ms, value, 101)
+    with pytest.raises(BadQuestion, match="take a later --as-of"):
+        BASELINES["rfm"](Past.of(log, 20 * DAY, "user-day"), [28])
+    with pytest.raises(BadQuestion, match="take earlier --train-cutoffs"):
+        BASELINES["rfm"](Past.of(log, 140 * DAY, "user-day", [130 * DAY]), [28])
+
+
+def test_equal_users_are_in_one_cell_and_who_never_ordered_in_another() -> None:
+    user, time_ms, value = shop_of_two_kinds()
+    found = cells(Past.of(history(user, time_ms, value, 101), 140 * DAY, "user-day"))
+    assert len(set(found[:40])) == len(set(found[40:100])) == 1
+    assert found[100] == found.max() == 125
+    assert fifths(np.arange(10.0)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

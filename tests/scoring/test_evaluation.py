@@ -5,9 +5,10 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from featurestore.columns import Erase, EventBatch
+from featurestore.columns import EVENT, Erase, EventBatch, Kind
 from featurestore.settings import FeatureSettings
 from scoring.baselines import BASELINES
+from scoring.contenders import DAILY
 from scoring.evaluation import (
     BadQuestion,
     Question,
@@ -36,6 +37,19 @@ def ask(log: Log, **said: object) -> Report:
     return evaluate(log, replace(question, **said), FeatureSettings(), ["events"])  # type: ignore[arg-type]
 
 
+def lookers(users: int) -> EventBatch:
+    """Users who view a page before the cut-off, and order after it."""
+    events = np.zeros(2 * users, EVENT)
+    events["time_ms"] = np.repeat([AS_OF - DAY, AS_OF + DAY], users)
+    events["record_ms"] = events["time_ms"]
+    events["id_hi"] = (1 << 40) + np.arange(2 * users)
+    events["kind"] = np.repeat([Kind.BROWSE, Kind.PURCHASE], users)
+    events["value_micro"] = np.repeat([0, 5_000_000], users)
+    names = [f"looker{n}" for n in range(users)]
+    user = np.tile(np.arange(users, dtype=np.int32), 2)
+    return EventBatch(names, user, events, np.arange(2 * users), events["time_ms"].copy())
+
+
 def scrambled_after(log: Log, as_of_ms: int) -> Log:
     """The same log up to a cut-off, another future."""
     out = []
@@ -55,10 +69,12 @@ def test_json_has_the_promised_shape() -> None:
     report = json.loads(json.dumps(ask(LOG, models=FAST).as_json()))
     assert [run["model"] for run in report["runs"]] == list(FAST)
     wanted = {"as_of", "horizon_days", "model", "population", "users", "n_train", "seconds"}
-    metrics = {"ngini", "spearman", "top10", "top20", "dmape", "bias", "mae", "rmse"}
+    metrics = {"ngini", "spearman", "top10", "top20", "dmape", "bias", "mae", "rmse", "bias_net"}
+    metrics |= {"auc", "brier", "ece", "cover80", "accuracy", "precision", "recall", "f1"}
     for run in report["runs"]:
         assert wanted <= set(run)
-        assert set(run["metrics"]) == metrics | {"auc", "brier", "cover80"}
+        assert set(run["metrics"]) == metrics
+        assert {"classification", "targeting", "groups", "intervals"} <= set(run)
         assert datetime.fromisoformat(run["as_of"]).timestamp() == AS_OF / 1000
     assert {tuple(sorted(c)) for c in report["comparisons"]} == {
         tuple(sorted(("a", "b", "as_of", "horizon_days", "metric", "delta", "low", "high")))
@@ -113,16 +129,17 @@ def test_labels_equal_those_of_the_training_examples() -> None:
 
 def test_populations_part_the_users() -> None:
     counts = {p: ask(LOG, population=p).runs[0]["users"] for p in ("all", "buyers")}
+    assert ask(LOG).runs[0]["population"] == "buyers"
     seen = np.unique(History.of(LOG).user[History.of(LOG).known(AS_OF)])
     assert counts["all"] == len(seen)
     assert 0 < counts["buyers"] <= counts["all"]
-    # a shopper without an order: one who only looked
-    extra = LOG[0][1].events[:1].copy()
-    extra["value_micro"], extra["id_hi"] = 0, 1 << 40
-    looker = EventBatch(["looker"], np.zeros(1, np.int32), extra, np.array([0]), extra["time_ms"])
-    log = [(1, looker), *LOG]
-    assert ask(log, population="prospects").runs[0]["users"] == 1
-    assert ask(log, population="all").runs[0]["users"] == counts["all"] + 1
+    # shoppers without an order by then, who looked, and bought a day later
+    log = [(1, lookers(12)), *LOG]
+    assert ask(log, population="all").runs[0]["users"] == counts["all"] + 12
+    found = ask(log, population="prospects").runs[0]
+    assert found["users"] == 12
+    by_name = {g["group"]: g["users"] for g in found["groups"] if g["by"] == "population"}
+    assert by_name == {"all": counts["all"] + 12, "buyers": counts["buyers"], "prospects": 12}
 
 
 def test_repeats_and_erased_users_do_not_count() -> None:
@@ -175,7 +192,7 @@ def test_chosen_cutoffs_end_by_the_cutoff_with_their_delay() -> None:
         ({"horizons_days": (3650,)}, "reach past the log's end"),
         ({"as_of_ms": (START - DAY,)}, "nothing had arrived before"),
         ({"models": ("linear",), "cutoffs_ms": (AS_OF,)}, "take earlier --train-cutoffs"),
-        ({"population": "prospects"}, "no prospects before"),
+        ({"population": "prospects"}, "0 prospects before .* another --population"),
     ],
 )
 def test_a_question_that_the_log_cannot_answer_says_what_can(
@@ -195,5 +212,5 @@ def test_rows_are_scored_alike_in_any_chunk() -> None:
 
 def test_every_model_is_named_and_explained() -> None:
     names = model_names()
-    assert {"served", *TRAINED, *BASELINES} == set(names)
+    assert {"served", *TRAINED, *DAILY, *BASELINES} == set(names)
     assert all(names.values())
