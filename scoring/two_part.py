@@ -95,8 +95,8 @@ class Scaling:
 
     Linear near 0, logarithmic for the large. A user beyond what training saw (but for one in a
     thousand on each side) gets the value of the edge: where all customers came at once, every one
-    of them is older at each new query than any was in training, and products of ages carry that
-    far off (CDNOW, 13 weeks from week 26: nGini .614 of the polynomial family without the edges).
+    of them is older at a new query than any was in training (CDNOW, nGini of the linear family with
+    the edges and without: 30 days from day 213 .662 and .657, 13 weeks from week 26 .655 and .652).
     """
 
     scale: Floats

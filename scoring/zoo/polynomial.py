@@ -5,7 +5,7 @@ orders twice a year and much for one who orders weekly. Linear regression cannot
 products can. All features enter once, those of CHOSEN also as squares and products of two; the
 products are centred and scaled again, so that one ridge fits all.
 
-Cost: (F + 12 x 13 / 2) x 9 weights, about 1,400; a matrix product a query time; no carry.
+Cost: (F + 10 x 11 / 2) x 9 weights, about 1,100; a matrix product a query time; no carry.
 Source: polynomial regression as in Hastie, Tibshirani & Friedman 2009, chapter 5; the two parts
 in scoring.two_part. Shapes as there; P = products.
 """
@@ -23,11 +23,12 @@ from scoring.generation import Generation, Manifest
 from scoring.interface import Floats
 from scoring.two_part import Labels, Scaling, TwoPart
 
-# What RFM models are made of: how often, how lately, how much, for how long.
+# What RFM models are made of: how often, how lately, how much. Not the ages: where all customers
+# came at once, all are older at a query than any was in training, and products carry that far off
+# (CDNOW, 13 weeks from week 26: nGini .44 with tenure and gaps, .60 without; retail .765, .766).
 CHOSEN = (
-    "orders", "spent", "log_mean_order_value", "typical_order_gap", "order_tenure", "since_order",
-    "decayed_orders_1", "decayed_orders_2", "decayed_orders_3", "decayed_purchase_value_2",
-    "orders_30d", "orders_90d",
+    "orders", "spent", "log_mean_order_value", "since_order", "decayed_orders_1",
+    "decayed_orders_2", "decayed_orders_3", "decayed_purchase_value_2", "orders_30d", "orders_90d",
 )  # fmt: skip
 RIDGE = 30.0  # in examples; of 30, 100, 300 and 1000 the best on early origins of Online Retail
 LARGEST = np.float32(6.0)  # a scaled product is cut here, as the features are at 4
@@ -88,9 +89,7 @@ def fit(
         partial(two_part.level, ridge=ridge),
     )
     return {
-        "scale": scaling.scale,
-        "mean": scaling.mean,
-        "sd": scaling.sd,
+        **scaling.arrays(),
         "first": first,
         "second": second,
         "product_mean": mean,

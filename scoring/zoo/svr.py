@@ -96,7 +96,7 @@ def fit(
     parts = two_part.fit_parts(
         z, labels, partial(classify, ridge=ridge), partial(regress, ridge=ridge)
     )
-    return {"scale": scaling.scale, "mean": scaling.mean, "sd": scaling.sd, **kernel, **parts}
+    return {**scaling.arrays(), **kernel, **parts}
 
 
 def classify(z: Floats, y: Mask, ridge: float) -> tuple[Doubles, float]:

@@ -18,7 +18,7 @@ def test_a_product_of_two_features_is_learned_that_no_line_can_say() -> None:
         return float(said[active[:, 0]].mean() - said[~active[:, 0]].mean())
 
     line = linear.fit(x, labels)
-    z = Scaling(line["scale"], line["mean"], line["sd"])(x)
+    z = Scaling.of(x)(x)
     curve = polynomial.fit(x, ("orders", "since_order"), labels)
     products = z[:, curve["first"]] * z[:, curve["second"]]
     design = polynomial.expanded(z, products, curve["product_mean"], curve["product_sd"])
