@@ -35,5 +35,6 @@ HOME = {
     "tune": "tune",
     "generations": "generations",
     "promote": "generations",
+    "shadow": "shadow",
     "rollback": "generations",
 }

@@ -82,7 +82,8 @@ def audit(
 
     Each day's snapshot of the served values is joined with what users then spent, once that is
     known: snapshot + horizon + allowed lateness. Rows are by generation, horizon and evidence;
-    `!` marks an alarm. Take snapshots with --snapshot, or with `livevalue archive --every 1h`.
+    `!` marks an alarm. Take snapshots with --snapshot, or with `livevalue archive --every 1h`. What
+    `livevalue shadow` kept of another generation is compared with what served then.
 
     Example:  livevalue audit --metrics /var/lib/node_exporter/livevalue.prom
 
@@ -90,7 +91,7 @@ def audit(
     """
     from livevalue import running
     from livevalue.bars import bar
-    from livevalue.jobs import auditing, snapshots
+    from livevalue.jobs import auditing, shadowing, snapshots
 
     out = Output(json)
     settings = running.settings()
@@ -108,7 +109,7 @@ def audit(
         _show_drift(drifted, out)
     # With --drift alone there need be no snapshot yet.
     facts = auditing.unjudged()
-    if not drift or src or snapshots.listed(archive):
+    if not drift or src or snapshots.listed(archive) or shadowing.listed(archive):
         from scoring.audit import Thresholds
 
         thresholds = _thresholds(Thresholds, bias=bias, cover=cover, rank=rank, least=least)
@@ -118,6 +119,7 @@ def audit(
                 settings, src or [], files, archive, thresholds, last, lambda n: tell(n, None)
             )
         _show(facts, out)
+        _show_shadows(facts["shadow"], out)
     if metrics is not None:
         auditing.write_metrics(metrics, facts, drifted)
     out.result(facts if drifted is None else {**facts, "drift": drifted})
@@ -176,6 +178,42 @@ def _show(facts: dict[str, Any], out: Output) -> None:
         out.say(f"{facts['erased']} users who were erased since are left out")
     if not rows:
         out.say("no label is mature yet")
+
+
+def _show_shadows(found: dict[str, Any], out: Output) -> None:
+    """Each shadow against what served, over all its mature pairs."""
+    if not found["comparisons"]:
+        if found["pairs"]:
+            out.say(f"{found['pairs']} pairs of a shadow wait for their labels")
+        return
+    out.say("shadows: nGini is theirs minus the champion's, with its interval of 90 %")
+    out.table(
+        (
+            "shadow",
+            "champion",
+            "days",
+            "pairs",
+            "users",
+            "nGini",
+            "low",
+            "high",
+            "bias",
+            "champion",
+        ),
+        (
+            (
+                one["shadow"],
+                one["champion"],
+                one["horizon_days"],
+                one["snapshots"],
+                f"{one['users']:,}",
+                *(measured(one[f"ngini_{name}"]) for name in ("delta", "low", "high")),
+                measured(one["bias"]),
+                measured(one["bias_champion"]),
+            )
+            for one in found["comparisons"]
+        ),
+    )
 
 
 def _show_drift(drifted: dict[str, Any], out: Output) -> None:

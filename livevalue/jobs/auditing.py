@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States, history
 from featurestore.store import FeatureStore
-from livevalue.jobs import snapshots
+from livevalue.jobs import shadowing, snapshots
 from livevalue.jobs.exporting import live_now, live_stores
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
@@ -26,6 +27,7 @@ from scoring import audit as judging
 from scoring import drift as drifting
 from scoring.audit import Row, Thresholds, Truth
 from scoring.scorer import Scorer
+from scoring.shadow import Comparison, Judged, compare
 from streams.archive import is_archive
 from streams.row import split
 from streams.settings import Settings
@@ -59,8 +61,8 @@ def audit(
 
     Without a SRC the archive is read and then what the topics hold beyond it.
     """
-    files = snapshots.listed(folder)
-    if not files:
+    files, pairs = snapshots.listed(folder), shadowing.listed(folder)
+    if not files and not pairs:
         raise Refused(
             f"there are no snapshots in {folder / snapshots.SERVED}: `livevalue audit --snapshot` "
             "takes one, `livevalue archive --every 1h` one a day; labels come with time"
@@ -110,6 +112,7 @@ def audit(
                 for row in judging.judge(served, value, active, days, thresholds)
             ]
     rows.sort(key=lambda row: (row["horizon_days"], row["snapshot"], row["generation"]))
+    beside, comparisons = _shadows(pairs, truth, begins_ms, lateness_ms, thresholds, last)
     return {
         "rows": rows,
         "alarm": any(row["alarms"] for row in rows if row["newest"]),
@@ -118,7 +121,39 @@ def audit(
         "before_src": before[::-1],
         "erased": len(erased),
         "log_clock": times.text(truth.history.end_ms),
+        "shadow": {"rows": beside, "comparisons": comparisons, "pairs": len(pairs)},
     }
+
+
+def _shadows(
+    pairs: Sequence[Path],
+    truth: Truth,
+    begins_ms: int,
+    lateness_ms: int,
+    thresholds: Thresholds,
+    last: int,
+) -> tuple[list[Row], list[Comparison]]:
+    """Champion and shadow in the newest `last` pairs of each shadow and horizon."""
+    judged: list[Judged] = []
+    counted: Counter[tuple[str, int]] = Counter()
+    for file in reversed(pairs):
+        moment_ms = snapshots.moment_of(file)
+        if moment_ms < begins_ms:
+            continue
+        name = file.stem.rpartition("-")[2]
+        mature = [
+            days
+            for days in snapshots.horizons_of(file)
+            if truth.mature_ms(moment_ms, days, lateness_ms) is None and counted[name, days] < last
+        ]
+        if not mature:
+            continue
+        pair = shadowing.read(file).known(truth)
+        for days in mature if pair.champion.users else ():
+            counted[name, days] += 1
+            judged.append(Judged.of(pair, truth, days, thresholds))
+    rows = [row for one in reversed(judged) for row in one.rows]
+    return rows, compare(judged)
 
 
 def unjudged() -> dict[str, Any]:
@@ -131,6 +166,7 @@ def unjudged() -> dict[str, Any]:
         "before_src": [],
         "erased": 0,
         "log_clock": None,
+        "shadow": {"rows": [], "comparisons": [], "pairs": 0},
     }
 
 

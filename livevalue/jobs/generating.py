@@ -85,7 +85,7 @@ async def promote(
         active = (await stores.pipeline_for(0)).store
         other = stores.store(store_name(full))
         if active.name != other.name:
-            await _build_aside(settings, active, other, made, base, options, told, progress)
+            await build_aside(settings, active, other, made, base, options, told, progress)
         await flip(settings, other.name, told)
         before = await registry.promote(full)
         return {"generation": full, "before": before, "store": other.name}
@@ -104,7 +104,7 @@ def fits(made: Generation, settings: Settings) -> None:
         )
 
 
-async def _build_aside(
+async def build_aside(
     settings: Settings,
     active: FeatureStore,
     other: FeatureStore,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from scoring.documents import at
 from streams.settings import Settings
 
 SERVED = "served"  # folder in the archive
-_QUANTILES = ("p10", "p50", "p90")
-_MOMENT = b"snapshot_ms"
+QUANTILES = ("p10", "p50", "p90")
+MOMENT = b"snapshot_ms"
 _HORIZON = re.compile(r"d(\d+)_expected")
 
 
@@ -74,7 +74,24 @@ async def take_from(
     facts = {"snapshot": times.text(now_ms), "file": str(file)}
     if file.exists():
         return {**facts, "snapshot": times.text(moment_of(file)), "users": None, "taken": False}
-    schema = _schema(meta.horizons).with_metadata({_MOMENT: str(now_ms)})
+
+    async def rows() -> AsyncIterator[list[dict[str, Any]]]:
+        async for _, documents in pages(stores):
+            yield [row_of(document, meta.horizons, now_ms) for document in documents]
+
+    users = await write(file, schema_of(meta.horizons), now_ms, rows(), progress)
+    return {**facts, "users": users, "taken": True}
+
+
+async def write(
+    file: Path,
+    schema: pa.Schema,
+    now_ms: int,
+    rows: AsyncIterator[list[dict[str, Any]]],
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Pages of rows into `file`, whole or not at all; -> how many users."""
+    schema = schema.with_metadata({MOMENT: str(now_ms)})
     users = 0
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,29 +99,29 @@ async def take_from(
             whole_file(file) as target,
             pq.ParquetWriter(target, schema, compression="zstd") as writer,
         ):
-            async for _, documents in pages(stores):
-                rows = [_row(document, meta.horizons, now_ms) for document in documents]
-                if rows:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                users += len(rows)
+            async for page in rows:
+                if page:
+                    writer.write_table(pa.Table.from_pylist(page, schema=schema))
+                users += len(page)
                 if progress:
                     progress(users)
     except OSError as error:
         raise Refused(
             f"cannot write {file} ({error.strerror}): name another folder with --archive"
         ) from error
-    return {**facts, "users": users, "taken": True}
+    return users
 
 
-def _schema(horizons: Sequence[str]) -> pa.Schema:
+def schema_of(horizons: Sequence[str]) -> pa.Schema:
+    """Columns of a snapshot."""
     columns = [("user_id", pa.string()), ("as_of", pa.int64()), ("spent", pa.float64())]
     columns += [("generation", pa.string()), ("evidence", pa.string())]
-    names = ("expected", "p_active", *_QUANTILES)
+    names = ("expected", "p_active", *QUANTILES)
     columns += [(f"{horizon}_{name}", pa.float64()) for horizon in horizons for name in names]
     return pa.schema(columns)
 
 
-def _row(document: Mapping[str, Any], horizons: Sequence[str], now_ms: int) -> dict[str, Any]:
+def row_of(document: Mapping[str, Any], horizons: Sequence[str], now_ms: int) -> dict[str, Any]:
     """One user: the value at the moment, the rest as the document says."""
     shown, published = at(document, now_ms)["values"], document["values"]
     row = {
@@ -119,7 +136,7 @@ def _row(document: Mapping[str, Any], horizons: Sequence[str], now_ms: int) -> d
             continue  # of a generation before the horizons were changed: empty cells
         row[f"{horizon}_expected"] = shown[horizon]["expected"]
         row[f"{horizon}_p_active"] = shown[horizon]["p_active"]
-        for name in _QUANTILES:
+        for name in QUANTILES:
             row[f"{horizon}_{name}"] = published[horizon]["if_active"][name]
     return row
 
@@ -132,9 +149,9 @@ def listed(folder: Path) -> list[Path]:
 def moment_of(file: Path) -> int:
     """The moment that a snapshot speaks of, in milliseconds."""
     metadata = _opened(file).schema_arrow.metadata or {}
-    if _MOMENT not in metadata:
+    if MOMENT not in metadata:
         raise Refused(f"{file} is no snapshot of `livevalue audit --snapshot`: take it away")
-    return int(metadata[_MOMENT])
+    return int(metadata[MOMENT])
 
 
 def horizons_of(file: Path) -> list[int]:
@@ -143,21 +160,21 @@ def horizons_of(file: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def read(file: Path) -> Served:
-    """One snapshot as columns."""
+def read(file: Path, whose: str = "") -> Served:
+    """One snapshot as columns; `whose` is the prefix of another generation's in the same file."""
     snapshot_ms, days = moment_of(file), horizons_of(file)
     table = _opened(file).read()
     return Served(
         snapshot_ms=snapshot_ms,
         users=table.column("user_id").to_pylist(),
-        as_of_ms=table.column("as_of").to_numpy(),
+        as_of_ms=table.column(f"{whose}as_of").to_numpy(),
         spent=table.column("spent").to_numpy(),
-        generation=np.array(table.column("generation").to_pylist(), object),
+        generation=np.array(table.column(f"{whose}generation").to_pylist(), object),
         evidence=np.array(table.column("evidence").to_pylist(), object),
         horizons={
             n: Predicted(
                 *(
-                    table.column(f"d{n}_{name}").to_numpy()
+                    table.column(f"{whose}d{n}_{name}").to_numpy()
                     for name in ("expected", "p_active", "p10", "p90")
                 )
             )

@@ -234,8 +234,9 @@ def test_a_retrain_goes_on_where_drift_cannot_be_told(
             "before_src": [],
             "erased": 0,
             "log_clock": None,
+            "shadow": {"rows": [], "comparisons": [], "pairs": 0},
         }
-        done = command(deployment, "retrain", "kafka", "--if-drifted")
+        done = command(deployment, "retrain", "kafka", "--if-drifted", code=1)
         assert (done["drifted"], done["psi"], done["promoted"]) == (None, None, False)
         assert "label" in done["reason"], done["reason"]  # it has read the log
         assert worker.stop() == 0
