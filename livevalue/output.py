@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -153,6 +153,19 @@ def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:,.2f}" if abs(cell) >= 0.005 or cell == 0 else f"{cell:.2g}"
     return str(cell)
+
+
+def costs(spent: Mapping[str, Any]) -> str:
+    """What a generation costs, for people.
+
+    >>> costs({"parameters": 9e3, "carry_bytes": 256, "us_per_event": 2.1, "us_per_user": 31.2})
+    '9,000 parameters, 256 bytes of carry, 2.1 µs an event, 31.2 µs a user'
+    """
+    counted = "–" if spent["parameters"] is None else f"{spent['parameters']:,.0f}"
+    return (
+        f"{counted} parameters, {spent['carry_bytes']:,} bytes of carry,"
+        f" {spent['us_per_event']:g} µs an event, {spent['us_per_user']:g} µs a user"
+    )
 
 
 def measured(value: float | None) -> str:

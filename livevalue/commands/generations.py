@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, measured
+from livevalue.output import Json, Output, costs, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 50
@@ -39,6 +39,10 @@ def retrain(
         bool, typer.Option("--publish-only", help="Publish it; do not let it serve.")
     ] = False,
     base: _Base = None,
+    family: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Train this one of `evaluate --models list`."),
+    ] = "",
     if_drifted: Annotated[
         bool, typer.Option("--if-drifted", help="Only where the live users have drifted.")
     ] = False,
@@ -68,6 +72,8 @@ def retrain(
     Example:  livevalue retrain kafka
 
     Example:  livevalue retrain kafka --if-drifted --every 24h
+
+    Example:  livevalue retrain orders.csv --type purchase --family gru --publish-only
     """
     from livevalue import running
     from livevalue.bars import stages
@@ -93,6 +99,7 @@ def retrain(
                     serve=not publish_only,
                     base=base or (),
                     drifted_beyond=beyond,
+                    family=family,
                     progress=tell,
                 )
             )
@@ -170,7 +177,7 @@ def ls(json: Json = None) -> None:
 
 
 def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -> None:
-    """The manifest of generation G.
+    """The manifest of generation G, and what it costs: measured here, for a user and an event.
 
     Example:  livevalue generations show 3f9c0a1b22cd
     """
@@ -183,6 +190,7 @@ def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -
     if spread := facts["reference"]:
         # Ten bins of each column are for programs.
         shown["reference"] = f"{spread['users']:,} users, {len(spread['columns'])} columns"
+    shown["cost"] = costs(facts["cost"])
     out.table(("", ""), ((key, str(value)) for key, value in shown.items()))
     out.result(facts)
 

@@ -10,6 +10,7 @@ from featurestore.store import FeatureStore
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
+from scoring import cost, trainable
 from scoring import retrain as job
 from scoring.errors import GenerationError
 from scoring.examples import Log
@@ -19,7 +20,6 @@ from streams.pipeline import Base
 from streams.replay import Progress
 from streams.settings import Settings
 from streams.stores import Stores
-
 
 MIXED = 0.01  # share of a log in currencies without a rate, beyond which it is not trained on
 
@@ -55,11 +55,12 @@ _SHOWN = {"family", "trained_until_ms", "seen_types", "unit", "metrics"}
 
 
 async def show_generation(settings: Settings, name: str) -> dict[str, Any]:
-    """The manifest of one generation."""
+    """The manifest of one generation, and what it costs here."""
     stores = Stores(settings)
     try:
         found = await stores.registry().get(name)
-        return {"id": found.id, **found.manifest.model_dump(mode="json")}
+        spent = cost.measure(found, settings.model).as_json()
+        return {"id": found.id, **found.manifest.model_dump(mode="json"), "cost": spent}
     finally:
         await stores.close()
 
@@ -85,7 +86,7 @@ async def promote(
         active = (await stores.pipeline_for(0)).store
         other = stores.store(store_name(full))
         if active.name != other.name:
-            await build_aside(settings, active, other, made, base, options, told, progress)
+            await _build_aside(settings, active, other, made, base, options, told, progress)
         await flip(settings, other.name, told)
         before = await registry.promote(full)
         return {"generation": full, "before": before, "store": other.name}
@@ -104,7 +105,7 @@ def fits(made: Generation, settings: Settings) -> None:
         )
 
 
-async def build_aside(
+async def _build_aside(
     settings: Settings,
     active: FeatureStore,
     other: FeatureStore,
@@ -163,6 +164,7 @@ async def retrain(
     serve: bool = True,
     base: Sequence[str] = (),
     drifted_beyond: float | None = None,
+    family: str = "",
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Train, calibrate, compare with the champion, publish; idempotent.
@@ -170,9 +172,15 @@ async def retrain(
     drifted_beyond: train only where the stability index of the live users is above it, or where
     it cannot be told. The answer then holds `drifted` and `psi`.
 
+    family: trained instead of the one of the settings.
+
     With `serve`, a generation that the gate lets pass is promoted: where a store serves already,
     another is built aside with it and flipped to; base as in `promote`.
     """
+    training = settings.training
+    if family:
+        training = training.model_copy(update={"family": family})
+    trainable.family(training.family)  # an unknown one is refused before the log is read
     stores = Stores(settings)
     try:
         registry = stores.registry()
@@ -193,7 +201,7 @@ async def retrain(
             settings.kafka.sources,
             registry,
             settings=settings.retrain,
-            training=settings.training,
+            training=training,
             unit=settings.value.currency,
             promote=False,
             progress=progress,

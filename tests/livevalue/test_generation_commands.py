@@ -79,6 +79,15 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
 
         shown = command(deployment, "generations", "show", made["generation"][:12])
         assert shown["family"] == "mingru"
+        assert shown["cost"]["carry_bytes"] == 2 * 4 * shown["params"]["width"]
+        assert shown["cost"]["parameters"] == shown["params"]["parameters"] > 1000
+        assert (
+            "family is called 'gnu'"
+            in command(deployment, "retrain", "kafka", "--family", "gnu", code=1)["said"]
+        )
+        other = command(deployment, "retrain", "kafka", "--family", "dnn", "--publish-only")
+        found = command(deployment, "generations", "show", other["generation"])
+        assert (found["family"], found["cost"]["carry_bytes"]) == ("dnn", 0)
         back = command(deployment, "rollback")
         assert (back["generation"], back["store"]) == (prior, "main")
         swept(deployment, prior)
