@@ -9,6 +9,7 @@ from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
+from livevalue.rejections import refuse_mixed
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import cost, trainable
 from scoring import retrain as job
@@ -20,8 +21,6 @@ from streams.pipeline import Base
 from streams.replay import Progress
 from streams.settings import Settings
 from streams.stores import Stores
-
-MIXED = 0.01  # share of a log in currencies without a rate, beyond which it is not trained on
 
 
 def store_name(generation: str) -> str:
@@ -86,7 +85,7 @@ async def promote(
         active = (await stores.pipeline_for(0)).store
         other = stores.store(store_name(full))
         if active.name != other.name:
-            await _build_aside(settings, active, other, made, base, options, told, progress)
+            await build_aside(settings, active, other, made, base, options, told, progress)
         await flip(settings, other.name, told)
         before = await registry.promote(full)
         return {"generation": full, "before": before, "store": other.name}
@@ -105,7 +104,7 @@ def fits(made: Generation, settings: Settings) -> None:
         )
 
 
-async def _build_aside(
+async def build_aside(
     settings: Settings,
     active: FeatureStore,
     other: FeatureStore,
@@ -232,13 +231,7 @@ def _readings(source: Source) -> Callable[[], Log]:
         for partition, batch in source.batches():
             taken += batch.size
             yield partition, batch
-        foreign = source.rejections()["reasons"].get("unknown_currency", 0)
-        if foreign > MIXED * (taken + foreign):
-            raise Refused(
-                f"the log mixes currencies: {foreign:,} of {taken + foreign:,} events are in one"
-                " without a rate; set LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
-                " the log is in, or give a log of one currency"
-            )
+        refuse_mixed(source.rejections(), taken)
 
     return counted
 
