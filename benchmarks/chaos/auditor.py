@@ -38,7 +38,7 @@ import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore import times
-from featurestore.columns import NO_TIME, EventBatch, Outcome
+from featurestore.columns import NO_TIME, Erase, EventBatch, Outcome
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States
 from featurestore.twin import Twin
@@ -55,6 +55,7 @@ _SHOWN = 12
 _CONNECT = "__connect.errors."
 _PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "future"}
 _MICRO = 1_000_000
+_FOREVER = (1 << 63) - 1
 
 Place = tuple[str, int, int]  # topic, partition, offset
 _Letter = tuple[str, Any]  # reason, the record
@@ -220,7 +221,7 @@ def _fold(
     earlier = batch
     while covered:
         earlier = _without_latest(earlier)
-        before = Twin(rules).fold(earlier)
+        before = Twin(rules).fold(_only(earlier, {int(batch.user[i]) for i in covered}))
         for i in covered:
             if before[i] in _PARKED:
                 park(may, i, before[i])
@@ -243,6 +244,13 @@ def _without_latest(batch: EventBatch) -> EventBatch:
     for erase in batch.erases:
         latest[erase.user] = max(erase.record_ms, latest.get(erase.user, erase.record_ms))
     return replace(batch, erases=[e for e in batch.erases if e.record_ms < latest[e.user]])
+
+
+def _only(batch: EventBatch, users: set[int]) -> EventBatch:
+    """The batch with everything of others erased: they move the clocks, and cost no more."""
+    erases = [e for e in batch.erases if e.user in users]
+    erases += [Erase(u, 0, _FOREVER) for u in range(len(batch.users)) if u not in users]
+    return replace(batch, erases=erases)
 
 
 # ---- what is

@@ -44,6 +44,7 @@ class Link(asyncio.BufferedProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.open = False
+        self.refused = ""  # what was said to a login that was not needed for certain
         self._transport: asyncio.Transport | None = None
         # As a view: asyncio's TLS slices it, and a slice of a bytearray would be a copy.
         self._buffer = memoryview(bytearray(_BUFFER))
@@ -256,7 +257,8 @@ class Links:
         finally:
             link.close()
         if isinstance(reply, ErrorReply):
-            raise failure(str(reply), str(node))
+            wanted = str(reply).startswith("NOAUTH")  # the login, after all
+            raise failure(link.refused if wanted and link.refused else str(reply), str(node))
         return reply
 
     async def _connect(self, node: Node, patience_s: float, *, sentinel: bool = False) -> Link:
@@ -310,9 +312,12 @@ class Links:
             replies = await link.ask([b"".join(map(command, hello))], len(hello))
             # Sentinels often have no password where the servers have one; if one has, it refuses
             # the question. The name is a courtesy to operators, and may be forbidden.
-            for reply in replies[logins if sentinel else 0 : checked]:
-                if isinstance(reply, ErrorReply):
+            for number, reply in enumerate(replies[:checked]):
+                if not isinstance(reply, ErrorReply):
+                    continue
+                if not (sentinel and number < logins):
                     raise failure(str(reply), str(node))
+                link.refused = str(reply)
             if hello[-1] == [b"ROLE"]:
                 if isinstance(replies[-1], ErrorReply):
                     raise failure(str(replies[-1]), str(node))
