@@ -58,7 +58,7 @@ def fit(x: Floats, labels: Labels, ridge: float = RIDGE) -> dict[str, Floats]:
         partial(two_part.logistic, ridge=ridge),
         partial(two_part.level, ridge=ridge),
     )
-    return {"scale": scaling.scale, "mean": scaling.mean, "sd": scaling.sd, **parts}
+    return {**scaling.arrays(), **parts}
 
 
 def generation(

@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 from featurestore.partitioner import partition
 from streams.delivery import RawRecord, Simple
@@ -99,6 +100,7 @@ def _event(type_: str, user: str, now: int, rng: random.Random, name: str) -> Se
         event["amount"] = f"{rng.choice((1, 1, 1, 1, -1)) * rng.randrange(100, 9999) / 100:.2f}"
     elif type_ == "interaction":
         event["action"] = rng.choice(("cart_add", "wishlist", "like", "sing"))
+        event["target_user_id"] = f"user-{crc32(name.encode()) % 40}"  # now and then oneself
     return Sent(type_, user.encode(), json.dumps(event).encode(), now)
 
 
