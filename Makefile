@@ -17,11 +17,12 @@ JOBS ?= 2
 # In the order of their names: those that take long begin first.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 30
+OLD ?=
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long check lint types imports contracts docs bench chaos crashes soak failover audit-deps lock clean
+.PHONY: help install demo test long check lint types imports contracts docs bench chaos crashes soak failover upgrade audit-deps lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -88,6 +89,9 @@ soak: install ## One worker under load for 30 minutes: memory and descriptors ma
 failover: install ## Masters of Redis die under load, by Sentinel and in a cluster, ten times each
 	LIVEVALUE_FAILOVERS=10 LIVEVALUE_FAILOVER_EVENTS=4000 \
 		$(BIN)/python -m pytest -n 0 -s -o timeout=1800 tests/e2e/test_failover.py
+
+upgrade: install ## Two workers of two versions under load: rolled forward, back and forward (OLD=COMMIT)
+	$(BIN)/python -m benchmarks.upgrade $(if $(OLD),--old $(OLD))
 
 # Strict: without it pip-audit calls a package that its service does not answer for "no known
 # vulnerabilities" and ends with 0.

@@ -1,8 +1,9 @@
-"""Two workers of two versions under load: a rolling upgrade, a downgrade, and up again.
+"""`make upgrade`: two workers of two versions under load: a rolling upgrade, back, and up again.
 
-    python -m benchmarks.upgrade --old COMMIT [--folder DIR]
+    python -m benchmarks.upgrade [--old COMMIT] [--folder DIR]
 
-The old version's code comes from `git archive`. Both workers are restarted one by one on the new
+The old version's code comes from `git archive`; without a commit it is the last one that wrote the
+format of states before ours. Both workers are restarted one by one on the new
 code while events arrive; then one is put back on the old code, which must halt where it meets
 states of the new format and change nothing; then it is upgraded again. Afterwards everything is
 counted: the digest of the live store against a replay of the log, (user, revision) seen twice on
@@ -67,6 +68,24 @@ class Feeder:
             ahead = self.sent / RATE - (time.monotonic() - began)
             if ahead > 0.05:
                 time.sleep(ahead)
+
+
+def last_of_the_format_before() -> str:
+    """The commit before the one that last changed the format of states."""
+    words = [
+        "git",
+        "log",
+        "-1",
+        "--format=%H",
+        "-G",
+        "^VERSION = [0-9]",
+        "--",
+        "featurestore/blob.py",
+    ]
+    done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+    if not done.stdout.strip():
+        raise SystemExit("git knows of no change of the format of states here: name --old COMMIT")
+    return f"{done.stdout.strip()}^"
 
 
 def archive(commit: str, folder: Path) -> Path:
@@ -162,11 +181,11 @@ def roll(deployment: Deployment, old: Path, say: Callable[[str], None]) -> dict[
 def main() -> int:
     """One run on a stack of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--old", required=True, help="commit of the version to upgrade from")
+    parser.add_argument("--old", default="", help="commit of the version to upgrade from")
     parser.add_argument("--folder", type=Path, default=None)
     chosen = parser.parse_args()
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="livevalue-upgrade-"))
-    old = archive(chosen.old, folder / "old")
+    old = archive(chosen.old or last_of_the_format_before(), folder / "old")
     began = time.monotonic()
 
     def say(text: str) -> None:
