@@ -92,6 +92,11 @@ class TrainingSettings(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="of the head's first hidden layer")
     held_out: float = Field(0.15, gt=0, lt=1, description="share of users for early stopping")
     least_orders: int = Field(200, ge=1, description="active rows below which nothing is trained")
+    teachers: tuple[str, ...] = Field(
+        (),
+        description="families whose mean the served net learns from, fitted without the user:"
+        " gbm, linear, polynomial, svr_rff; [] is none",
+    )
     teacher_weight: float = Field(
         0.5, ge=0, le=1, description="share of a teacher in the loss, where a net has one"
     )

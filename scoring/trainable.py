@@ -7,15 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from scoring import distilling
 from scoring.errors import ScoringError
 from scoring.examples import Examples
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.teacher import Teacher
 
+BLENDED = ("mingru", "gbm", "svr_rff")  # see docs/accuracy.md
 WINDOWS = 3  # newest mature cut-offs that calibrate
 Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class Fit(Protocol):
+    """Examples -> a generation of a family that is fitted in one go."""
+
+    def __call__(self, examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+        """A teacher needs no calibration."""
+        ...
 
 
 class Make(Protocol):
@@ -71,8 +83,8 @@ def _served(
     return made(examples, horizons, how, windows=windows, progress=progress)
 
 
-def _net(name: str) -> Make:
-    """A net of scoring.zoo.NETS, trained by scoring.training."""
+def _net(name: str, pupil: bool = False) -> Make:
+    """A net of scoring.zoo.NETS, trained by scoring.training; a pupil learns from teachers, too."""
 
     def make(
         examples: Examples | None,
@@ -91,15 +103,37 @@ def _net(name: str) -> Make:
             ) from error
         assert examples is not None
         chosen = how.model_copy(update={"family": name})
-        trained = training.train(examples, chosen, progress)
+        teacher = _teacher(examples, chosen, progress) if pupil else None
+        trained = training.train(examples, chosen, progress, teacher=teacher)
         newest = training.newest(examples, windows)
         return training.generation(trained, examples, calibrate_on=newest)
 
     return make
 
 
-def _two_part(fit: Callable[[Examples, int], Generation]) -> Make:
-    """A family that is fitted in one go; `fit` takes the examples and a seed."""
+def _teacher(
+    examples: Examples, how: TrainingSettings, progress: Progress | None
+) -> Teacher | None:
+    """What the families of the setting `teachers` say, out of fold; None if there are none."""
+    unknown = [name for name in how.teachers if name not in FITS]
+    if unknown:
+        raise ScoringError(
+            f"no teacher is called {unknown[0]!r}: set training.teachers to some of"
+            f" {', '.join(FITS)}, or to none"
+        )
+    if not how.teachers or not how.teacher_weight:
+        return None
+    fits = {name: partial(FITS[name], seed=how.seed, calibrated=False) for name in how.teachers}
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress("teach", done, total)
+
+    return distilling.taught(examples, fits, seed=how.seed, told=told)
+
+
+def _two_part(fit: Fit) -> Make:
+    """A family that is fitted in one go."""
 
     def make(
         examples: Examples | None,
@@ -112,7 +146,7 @@ def _two_part(fit: Callable[[Examples, int], Generation]) -> Make:
         assert examples is not None
         if progress is not None:
             progress("train", 0, 1)
-        made = fit(examples, how.seed)
+        made = fit(examples, seed=how.seed)
         if progress is not None:
             progress("train", 1, 1)
         return made
@@ -120,40 +154,66 @@ def _two_part(fit: Callable[[Examples, int], Generation]) -> Make:
     return make
 
 
-def _linear(examples: Examples, seed: int) -> Generation:
+def _linear(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import linear
 
-    return linear.train(examples)
+    return linear.train(examples, calibrated=calibrated)
 
 
-def _graph(examples: Examples, seed: int) -> Generation:
+def _graph(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import graph
 
     return graph.train(examples)
 
 
-def _polynomial(examples: Examples, seed: int) -> Generation:
+def _polynomial(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import polynomial
 
-    return polynomial.train(examples)
+    return polynomial.train(examples, calibrated=calibrated)
 
 
-def _svr(examples: Examples, seed: int) -> Generation:
+def _svr(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import svr
 
-    return svr.train(examples)
+    return svr.train(examples, calibrated=calibrated)
 
 
-def _svr_rff(examples: Examples, seed: int) -> Generation:
+def _svr_rff(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import svr
 
-    return svr.train(examples, svr.FOURIER, seed=seed)
+    return svr.train(examples, svr.FOURIER, seed=seed, calibrated=calibrated)
 
 
-def _gbm(examples: Examples, seed: int) -> Generation:
+def _gbm(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
     from scoring.zoo import gbm
 
-    return gbm.train(examples, seed=seed)
+    return gbm.train(examples, seed=seed, calibrated=calibrated)
+
+
+# What a net may learn from: families that are fitted in seconds.
+FITS: dict[str, Fit] = {
+    "gbm": _gbm,
+    "linear": _linear,
+    "polynomial": _polynomial,
+    "svr_rff": _svr_rff,
+}
+
+
+def _blend(
+    examples: Examples | None,
+    horizons: Sequence[int],
+    how: TrainingSettings,
+    *,
+    windows: int = WINDOWS,
+    progress: Progress | None = None,
+) -> Generation:
+    from scoring.zoo import blend
+
+    members = [
+        TRAINED[name].make(examples, horizons, how, windows=windows, progress=progress)
+        for name in BLENDED
+    ]
+    return blend.generation(members)
 
 
 def _prior(
@@ -169,7 +229,7 @@ def _prior(
 
 TRAINED: dict[str, Trainable] = {
     SERVED: Trainable("what retrain makes (setting training.family), as served", _served),
-    "mingru": Trainable("minGRU beside the features", _net("mingru"), holds_out=True),
+    "mingru": Trainable("minGRU beside the features", _net("mingru", pupil=True), holds_out=True),
     "gru": Trainable("GRU beside the features", _net("gru"), holds_out=True),
     "transformer": Trainable(
         "Transformer over the last events, beside the features",
@@ -183,6 +243,7 @@ TRAINED: dict[str, Trainable] = {
         holds_out=True,
     ),
     "gbm": Trainable("LightGBM, two-part", _two_part(_gbm)),
+    "blend": Trainable(f"the mean of {', '.join(BLENDED)}: a ceiling, dear to serve", _blend),
     "linear": Trainable("linear regression, two-part", _two_part(_linear), seeded=False),
     "graph": Trainable(
         "linear on features, edges and neighbours' worth", _two_part(_graph), seeded=False

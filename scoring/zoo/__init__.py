@@ -30,6 +30,7 @@ FAMILIES: dict[str, Loader] = {
     "transformer": _family("scoring.zoo.transformer"),
     "dnn": _family("scoring.zoo.dnn"),
     "mlp": _family("scoring.zoo.mlp"),
+    "blend": _family("scoring.zoo.blend"),
     "gbm": _family("scoring.zoo.gbm"),
     "linear": _family("scoring.zoo.linear"),
     "graph": _family("scoring.zoo.graph"),

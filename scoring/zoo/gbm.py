@@ -93,7 +93,9 @@ def load(manifest: Manifest, files: Mapping[str, bytes]) -> Gbm:
     return Gbm(manifest, files)
 
 
-def train(examples: Examples, rounds: int = ROUNDS, seed: int = 0) -> Generation:
+def train(
+    examples: Examples, rounds: int = ROUNDS, seed: int = 0, calibrated: bool = True
+) -> Generation:
     """Grow on all cut-offs, calibrated on the newest."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
@@ -102,7 +104,8 @@ def train(examples: Examples, rounds: int = ROUNDS, seed: int = 0) -> Generation
         forest = fit(rows.features[:, keep], Labels.of(rows), checked, rounds, seed)
         return generation(manifest, keep, forest)
 
-    return two_part.train("gbm", examples, fitted, {"rounds": rounds, "seed": seed})
+    params = {"rounds": rounds, "seed": seed}
+    return two_part.train("gbm", examples, fitted, params, calibrated)
 
 
 def held_out(examples: Examples, seed: int = 0) -> Mask:

@@ -28,7 +28,7 @@ def load(manifest: Manifest, files: Mapping[str, bytes]) -> TwoPart:
     return TwoPart(manifest, files)
 
 
-def train(examples: Examples, ridge: float = RIDGE) -> Generation:
+def train(examples: Examples, ridge: float = RIDGE, calibrated: bool = True) -> Generation:
     """Fit on all cut-offs, calibrated on the newest."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
@@ -36,7 +36,7 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
         arrays = fit(rows.features[:, keep], Labels.of(rows), ridge)
         return two_part.generation(manifest, keep, arrays)
 
-    return two_part.train("linear", examples, fitted, {"ridge": ridge})
+    return two_part.train("linear", examples, fitted, {"ridge": ridge}, calibrated)
 
 
 def fit(x: Floats, labels: Labels, ridge: float = RIDGE) -> dict[str, Floats]:

@@ -59,7 +59,7 @@ def expanded(z: Floats, products: Floats, mean: Floats, sd: Floats) -> Floats:
     return np.concatenate([z, scaled], axis=1)
 
 
-def train(examples: Examples, ridge: float = RIDGE) -> Generation:
+def train(examples: Examples, ridge: float = RIDGE, calibrated: bool = True) -> Generation:
     """Fit on all cut-offs, calibrated on the newest."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
@@ -67,7 +67,7 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
         arrays = fit(rows.features[:, keep], two_part.named(keep), Labels.of(rows), ridge)
         return two_part.generation(manifest, keep, arrays)
 
-    return two_part.train("polynomial", examples, fitted, {"ridge": ridge})
+    return two_part.train("polynomial", examples, fitted, {"ridge": ridge}, calibrated)
 
 
 def fit(

@@ -65,7 +65,13 @@ def with_cosines(z: Floats, omega: Floats, phase: Floats) -> Floats:
     return np.concatenate([z, cosines.astype(np.float32, copy=False)], axis=1)
 
 
-def train(examples: Examples, fourier: int = 0, ridge: float = RIDGE, seed: int = 0) -> Generation:
+def train(
+    examples: Examples,
+    fourier: int = 0,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    calibrated: bool = True,
+) -> Generation:
     """Fit on all cut-offs, calibrated on the newest; `fourier` > 0 adds a Gaussian kernel."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
@@ -75,7 +81,7 @@ def train(examples: Examples, fourier: int = 0, ridge: float = RIDGE, seed: int 
 
     family = "svr_rff" if fourier else "svr"
     params = {"ridge": ridge, "tube": TUBE, "fourier": fourier, "seed": seed}
-    return two_part.train(family, examples, fitted, params)
+    return two_part.train(family, examples, fitted, params, calibrated)
 
 
 def fit(

@@ -18,7 +18,7 @@ from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.social import NEAR_NAMES, Table
 from scoring.two_part import Labels
-from scoring.zoo import FAMILIES, NETS, gbm, graph, linear, polynomial, svr
+from scoring.zoo import FAMILIES, NETS, blend, gbm, graph, linear, polynomial, svr
 
 NAMES = [feature.name for feature in FEATURES]
 DAY_S = 86_400
@@ -79,6 +79,10 @@ def made_svr_rff() -> Generation:
     return of_matrix("svr_rff", lambda x, labels: svr.fit(x, labels, fourier=64))
 
 
+def made_blend() -> Generation:
+    return blend.generation([made_linear(), made_svr_rff()])
+
+
 def made_gbm() -> Generation:
     pytest.importorskip("lightgbm", reason="training needs the extra `train`")
     manifest, keep, x, labels = few()
@@ -119,6 +123,7 @@ def made_net(family: str) -> Callable[[], Generation]:
 
 MAKERS: dict[str, Callable[[], Generation]] = {
     "prior": made_prior,
+    "blend": made_blend,
     "gbm": made_gbm,
     "linear": made_linear,
     "graph": made_graph,
