@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.settings import FeatureSettings
+from scoring import cost
 from scoring.baselines import BASELINES, Baseline
 from scoring.contenders import DAILY
 from scoring.cutoffs import BadQuestion, stamp
@@ -134,10 +136,11 @@ class Judge:
             n_train = len(examples) if examples is not None else 0
             users = rows.users(_midnight(self._as_of, daily))
             made = score(generation, users)
+            spent = cost.measure(generation).as_json()
             for days in self._question.horizons_days:
                 threshold = self._chosen(model, how, generation, rows, days, daily)
                 forecast = rows.spread(users, made, days)
-                yield self._scored(name, seed, days, forecast, n_train, seconds, threshold)
+                yield self._scored(name, seed, days, forecast, n_train, seconds, threshold, spent)
 
     def _chosen(
         self,
@@ -205,6 +208,7 @@ class Judge:
         n_train: int,
         seconds: float,
         threshold: Threshold,
+        spent: dict[str, Any] | None = None,
     ) -> Scored:
         rows, task, came = self._rows, self._question.task, self._came[days]
         said, here = forecast.rows(rows), came.rows(rows)
@@ -217,6 +221,7 @@ class Judge:
         assert set(found) == set(RATES)
         share = self._question.target_share
         facts = {
+            "cost": spent,
             "classification": threshold.as_json(task, found),
             "targeting": targeting(said, here.active, share, self._clicks[days], rows),
             "groups": [

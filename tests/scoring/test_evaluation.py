@@ -74,6 +74,7 @@ def test_json_has_the_promised_shape() -> None:
     for run in report["runs"]:
         assert wanted <= set(run)
         assert set(run["metrics"]) == metrics
+        assert (run["cost"] is not None) == (run["model"] in TRAINED)
         assert {"classification", "targeting", "groups", "intervals"} <= set(run)
         assert datetime.fromisoformat(run["as_of"]).timestamp() == AS_OF / 1000
     assert {tuple(sorted(c)) for c in report["comparisons"]} == {
