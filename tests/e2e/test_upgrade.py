@@ -2,7 +2,7 @@
 
 tests/golden/store-v1.json holds a log and what a worker of state version 1 had made of its first
 three fifths: every key of its Redis, an outbox that is published in part, a generation. When the
-format changes next, its last version gets such a file, and both stay. `benchmarks/upgrade.py` does
+format changes next, its last version gets such a file, and both stay. `make upgrade` does
 a rolling restart of processes of two versions.
 """
 
