@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -70,28 +69,10 @@ def evaluate(
         float, typer.Option(min=0.001, max=0.999, help="Of users that would be targeted.")
     ] = 0.2,
     seeds: Annotated[int, typer.Option(min=1, help="Nets trained, each judged.")] = 1,
-    staleness: Annotated[
-        str,
-        typer.Option(
-            metavar="SPAN[,…]",
-            help="Instead: fresh against stale by so much, after T: 0s,1h,1d,7d,1d+silence.",
-        ),
-    ] = "",
-    anchor: Annotated[
-        Literal["first_event"] | None,
-        typer.Option(help="Instead: users at --ages, against what they were worth by --horizon."),
-    ] = None,
-    ages: Annotated[
-        str, typer.Option(metavar="DAYS[,…]", help="With --anchor: days since the first event.")
-    ] = "0d,1d,7d,20d",
     columns: Columns = "",
     type_: Type = None,
     order_lines: OrderLines = False,
     json: Json = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a report for people: one file, needs no network."),
-    ] = None,
 ) -> None:
     """Judge values on history, as they would have been used.
 
@@ -99,15 +80,12 @@ def evaluate(
     he went on to spend. docs/evaluation.md says what each figure means.
 
     Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
-    --as-of 2011-09-10 --horizon 90d --html report.html
-
-    Example, what real time is worth (docs/realtime.md):  livevalue evaluate kafka --horizon 7d,30d
-    --as-of 2011-06-01 --staleness 0s,1h,1d,7d,1d+silence
+    --as-of 2011-09-10 --horizon 90d
 
     Example, five rolling months pooled:  livevalue evaluate kafka --horizon 30d
     --as-of 2011-07-12,2011-08-11,2011-09-10,2011-10-10,2011-11-09 --models served,pareto_gg
     """
-    from livevalue import freshness, running
+    from livevalue import running
     from livevalue.bars import stages
     from livevalue.jobs import evaluating
     from livevalue.sources import FileOptions, parse_columns
@@ -148,29 +126,8 @@ def evaluate(
                 last = model
                 out.say(model)  # a line a model, for logs
 
-        if staleness or anchor:
-            special = freshness.asked(
-                settings,
-                src,
-                options,
-                question,
-                staleness,
-                parse_ages(ages) if anchor else (),
-                tell,
-            )
-        else:
-            report = evaluating.evaluate(settings, src, options, question, tell)
-    if staleness or anchor:
-        freshness.show(special, out)
-        out.result(special)
-        return
-    if html is not None:
-        from livevalue.report.page import write
-
-        write(html, report, question, src, settings.value.currency)
+        report = evaluating.evaluate(settings, src, options, question, tell)
     _show(report, out)
-    if html is not None:
-        out.say(f"report: {html}")
     out.result(report.as_json())
 
 
@@ -198,7 +155,6 @@ def _show(report: Report, out: Output) -> None:
             ((name, costs(row["cost"]), f"{row['seconds']:.0f} s") for name, row in spent.items()),
         )
         out.say("")
-    pooled = [row for row in report.comparisons if row["as_of"] == "pooled"]
     if report.comparisons:
         out.table(
             ("a", "b", "as of", "days", "metric", "a - b", "95 % interval"),
@@ -212,7 +168,7 @@ def _show(report: Report, out: Output) -> None:
                     measured(row["delta"]),
                     f"{measured(row['low'])} to {measured(row['high'])}",
                 )
-                for row in pooled or report.comparisons
+                for row in report.comparisons
             ),
         )
     for note in report.notes:
@@ -229,18 +185,6 @@ def parse_days(text: str) -> int:
     if not found or not int(found[1]):
         raise typer.BadParameter(f"{text!r} is no span of days: write 28d or 13w")
     return int(found[1]) * (7 if found[2] == "w" else 1)
-
-
-def parse_ages(text: str) -> tuple[int, ...]:
-    """`0d,1d,7d` as days.
-
-    >>> parse_ages("0d,7d")
-    (0, 7)
-    """
-    found = [re.fullmatch(r"(\d{1,4})d", part.strip()) for part in text.split(",") if part.strip()]
-    if not found or not all(found):
-        raise typer.BadParameter(f"{text!r} are no ages: write 0d,1d,7d,20d")
-    return tuple(int(age[1]) for age in found if age)
 
 
 def parse_cutoffs(text: str) -> tuple[int, ...]:
