@@ -22,6 +22,7 @@ from scoring.interface import Floats, Prediction
 
 Z90 = 1.2815515655446004  # standard normal quantile of .9
 _TINY = np.float32(1e-12)
+_MOST = 80.0  # logarithm of the largest quantile: what a model contradicts itself in stays finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,10 @@ def prediction(
         log_mean = log_mean + np.log(moved)
     p = active[:, 0]
     if_active = np.exp(
-        log_mean[..., None] + made.log_sd[..., None] * np.array([-Z90, 0, Z90], np.float32)
+        np.minimum(
+            log_mean[..., None] + made.log_sd[..., None] * np.array([-Z90, 0, Z90], np.float32),
+            np.float32(_MOST),
+        )
     )
     p50 = np.maximum.accumulate(mixture_quantile(0.5, p, log_mean, made.log_sd), axis=-1)
     p90 = np.maximum.accumulate(mixture_quantile(0.9, p, log_mean, made.log_sd), axis=-1)
@@ -152,7 +156,8 @@ def mixture_quantile(a: float, p: Floats, log_mean: Floats, log_sd: Floats) -> F
     out = np.zeros(p.shape, np.float32)
     inside = p > 1 - a
     u = (a - 1 + p[inside].astype(np.float64)) / p[inside]
-    out[inside] = np.exp(log_mean[inside] + log_sd[inside] * normal_quantile(u))
+    logarithm = log_mean[inside] + log_sd[inside] * normal_quantile(u)
+    out[inside] = np.exp(np.minimum(logarithm, _MOST))
     return out
 
 
