@@ -28,6 +28,7 @@ class Ingest:
 
     def __init__(self, around: Surroundings) -> None:
         self.owners: dict[int, Owner] = {}
+        self.partly: list[int] = []  # assigned to us, but not of every source: nobody serves them
         self.assigned_once = False
         self.around = replace(around, pause=self._pause, resume=self._resume)
         self._sources = {t: s for s, t in enumerate(around.settings.kafka.sources)}
@@ -39,10 +40,12 @@ class Ingest:
         self._consumer = consumer
         self.assigned_once = True
         held = Counter(tp.partition for tp in tps if tp.topic in self._sources)
+        self.partly = sorted(p for p, count in held.items() if count != len(self._sources))
         for partition, count in sorted(held.items()):
-            if count != len(self._sources):
+            if partition in self.partly:
                 log.error(
-                    "partition not held of every source: all workers must read the same topics",
+                    "partition not held of every source: a topic is missing, or was made again, or "
+                    "another worker reads other topics",
                     extra={"partition": partition, "held": count},
                 )
                 continue

@@ -46,7 +46,7 @@ log = logging.getLogger("streams.app")  # also where this module is run as a scr
 
 _SAID = (StreamsError, FeatureStoreError, ScoringError, OSError)  # their message is one line
 _CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
-_TOPIC_IDS_S = 5.0  # claims run in parallel: one question serves them all
+_TOPIC_IDS_S = 1.0  # claims run in parallel: one question serves them all
 _LIVE_S = 30.0
 _LEAVE_S = 10.0
 _STOP_S = 40.0  # of a graceful stop: the batch at hand, what is to be published, the group
@@ -74,6 +74,8 @@ class Worker:
         halted = sorted(p for p, o in owners.items() if o.halted)
         if halted:
             return False, f"halted: {halted}"
+        if self.ingest.partly:
+            return False, f"not held of every source: {self.ingest.partly}"
         behind = sorted(p for p, o in owners.items() if not o.ready)
         return not behind, f"catching up: {behind}" if behind else f"ready: {len(owners)}"
 

@@ -23,7 +23,8 @@ from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
 from streams.held import Held
 from streams.intake import Intake
-from streams.logid import check_log, check_store
+from streams.logid import check_log, check_store, check_topics
+from streams.pipeline import Pipeline
 from streams.publish import Publisher, Waiting
 from streams.rollback import Rollback, unpublished
 from streams.surroundings import Surroundings
@@ -63,16 +64,18 @@ class Claims:
         """Steps 1, 5 and 6 of the protocol; the intake then begins at the watermark."""
         around, p = self._around, self._partition
         pipeline = await around.pipeline_for(p)
+        log_id = await around.log_id()
+        # Before the token: a store of other topics may be another deployment's, at work.
+        await self._check_whose(pipeline, (await pipeline.store.load(p, [])).watermark, log_id)
         claim = await pipeline.store.claim(p)
         crashpoints.passing("claim_token")
         self._still_ours()
         around.metrics.claims.inc()
         self._say_generation(pipeline.generation)
-        await pipeline.fingerprint.check(pipeline.store, claim.watermark)
+        await self._check_whose(pipeline, claim.watermark, log_id)
         if claim.watermark is not None:
             # Of a store begun by a recovery, or of which the blob was lost.
             await pipeline.fingerprint.keep(pipeline.store)
-        log_id = await around.log_id()
         publisher = Publisher(
             p,
             around.settings,
@@ -97,6 +100,13 @@ class Claims:
             raise
         publisher.begin()
         return held
+
+    async def _check_whose(self, pipeline: Pipeline, mark: Watermark | None, log_id: str) -> None:
+        """Raise where the store was folded with other settings, or from other topics."""
+        await pipeline.fingerprint.check(pipeline.store, mark)
+        if mark is not None:
+            sources = self._around.settings.kafka.sources
+            check_topics(self._partition, sources, mark.log_id, log_id)
 
     def _still_ours(self) -> None:
         if self._closing():

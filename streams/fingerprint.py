@@ -68,16 +68,20 @@ class Fingerprint:
         """Raise StoreMismatch, naming what differs, where the store was folded with another."""
         if mark is None or mark.fingerprint == self.text:
             return
-        kept = await store.blob(_key(mark.fingerprint))
+        kept, whose = await store.blob(_key(mark.fingerprint)), ""
         if kept is None or _hash(kept) != mark.fingerprint:
             said = (
                 f"which of them is not known, since lv:blob:{_key(mark.fingerprint)} is "
                 f"{'missing' if kept is None else 'damaged'}"
             )
         else:
-            said = "; ".join(differences(json.loads(kept), json.loads(self.content)))
+            there, here = json.loads(kept), json.loads(self.content)
+            said = "; ".join(differences(there, here))
+            if there["sources"] != here["sources"]:
+                whose = " Is it the Redis of this deployment (LIVEVALUE_STORE__URL)?"
         raise StoreMismatch(
-            f"store {store.name!r} was folded with other settings than these: {said}. {_WAYS}"
+            f"store {store.name!r} was folded with other settings than these: {said}."
+            f"{whose} {_WAYS}"
         )
 
 

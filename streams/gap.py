@@ -98,7 +98,8 @@ class LogReader:
             except OffsetOutOfRangeError as error:
                 raise LogTruncated(
                     f"{tp.topic}/{tp.partition} no longer holds offset {low}, which is still "
-                    "needed: run `livevalue recover rebuild --dry-run`"
+                    "needed: run `livevalue recover rebuild --dry-run` (fold archive and log "
+                    "again), or `livevalue recover adopt --dry-run` and do without it"
                 ) from error
             except (KafkaError, OSError, TimeoutError) as error:
                 raise await self._translate(error, f"{tp.topic}/{tp.partition}") from error

@@ -74,6 +74,16 @@ class Source:
         return sum(len(s.records) for s in self.segments) + sum(c.left for c in self.chunks)
 
     @property
+    def in_hand(self) -> int:
+        """Position up to which everything was delivered, without a hole."""
+        at = self.cursor
+        for segment in self.segments:
+            if segment.before is None or segment.before > at:
+                break
+            at = max(at, segment.after)
+        return at
+
+    @property
     def more(self) -> bool:
         """Whether there is more than what is decoded, here or in the log."""
         return bool(self.segments) or self.end > self.cursor

@@ -23,7 +23,7 @@ from streams.emit import Published
 from streams.errors import LogReset, LogTruncated
 from streams.gap import Bounds, LogReader
 
-_ADOPT = "`livevalue recover adopt --dry-run` (keep the store, follow the new log)"
+_ADOPT = "`livevalue recover adopt --dry-run` (keep the store, follow the log as it is now)"
 _REBUILD = "`livevalue recover rebuild --dry-run` (fold archive and log again)"
 _WIPE = "`livevalue recover wipe --dry-run` (begin anew)"
 
@@ -66,6 +66,29 @@ def check_store(
         )
 
 
+def check_topics(partition: int, sources: Sequence[str], known: str, log_id: str) -> None:
+    """Raise LogReset where a topic is another one than that of `known`, an identity of the logs.
+
+    Needs no claim, so that a worker that was pointed at the Redis of another deployment does not
+    fence the one that works there.
+    """
+    if not known or known == log_id:
+        return
+    was, now = known.split(","), log_id.split(",")
+    others = [s for s, a, b in zip(sources, was, now, strict=False) if a != b] or list(sources)
+    if len(others) == len(sources):
+        raise LogReset(
+            f"partition {partition}: no topic of {', '.join(sources)} is one that the store was "
+            "folded from. Is it the Redis of this deployment (LIVEVALUE_STORE__URL), and its "
+            "broker (LIVEVALUE_KAFKA__BOOTSTRAP)? If it is, and the topics were made again, run "
+            f"{_ADOPT}, or {_WIPE}"
+        )
+    raise LogReset(
+        f"partition {partition}: {', '.join(others)} is not the topic that the store was folded "
+        f"from (made again?). Run {_ADOPT}, or {_WIPE}"
+    )
+
+
 async def check_log(
     reader: LogReader,
     tps: Sequence[TopicPartition],
@@ -76,11 +99,7 @@ async def check_log(
 ) -> None:
     """Raise LogReset or LogTruncated where the log is not the one we folded, or lacks a part."""
     known = watermark.log_id if watermark else published.log_id if published else ""
-    if known and known != log_id:
-        raise LogReset(
-            f"the topics of partition {tps[0].partition} are not those that the store was folded "
-            f"from (made again?). Run {_ADOPT}, or {_WIPE}"
-        )
+    check_topics(tps[0].partition, [tp.topic for tp in tps], known, log_id)
     if watermark is None:
         return
     # After a roll-back of Redis the log must reach what was published. A publication that the store
@@ -94,7 +113,7 @@ async def check_log(
         if held.start > position and not (watermark.base and position == 0):
             raise LogTruncated(
                 f"{where} starts at offset {held.start}, the store needs {position}: retention "
-                f"deleted what was never folded. Run {_REBUILD}"
+                f"deleted what was never folded. Run {_REBUILD}, or {_ADOPT} and do without it"
             )
         if max(position, needed[source]) > held.end:
             raise LogReset(
@@ -108,6 +127,6 @@ async def check_log(
         record = await reader.at(tp, offset)
         if record is not None and record_mark(record) != mark:
             raise LogReset(
-                f"{where} holds another record at offset {offset} than the one folded. "
-                f"Run {_ADOPT}, or {_WIPE}"
+                f"{where} holds another record at offset {offset} than the one folded: the log was "
+                f"cut, and written on. Run {_REBUILD}, or {_ADOPT}"
             )

@@ -136,6 +136,11 @@ class Owner:
         return self._held.log_id if self._held else ""
 
     @property
+    def in_hand(self) -> list[int]:
+        """The position in each source up to which everything was read, committed or not."""
+        return [source.in_hand for source in self._intake.sources]
+
+    @property
     def stopped(self) -> bool:
         """Whether nothing of this owner runs any more."""
         return self._task is None or self._task.done()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -200,12 +200,29 @@ def log_id(settings: Settings, ids: dict[str, str]) -> str:
     return ",".join(ids[name] for name in settings.kafka.sources)
 
 
-def sources_found(settings: Settings) -> dict[str, tuple[str, int]]:
-    """(UUID, partitions) of each source topic that the broker has."""
+@dataclass(frozen=True, slots=True)
+class SourceFound:
+    """A source topic as the broker has it now.
+
+    epochs: of each partition's leadership; raised with each change of leader, and only then can a
+    log lose what it had acknowledged.
+    """
+
+    id: str
+    epochs: tuple[int, ...]
+
+    @property
+    def partitions(self) -> int:
+        """Their number."""
+        return len(self.epochs)
+
+
+def sources_found(settings: Settings) -> dict[str, SourceFound]:
+    """Each source topic that the broker has."""
     with _admin(settings.kafka) as admin:
         found = _found(admin, settings.kafka)
     return {
-        name: (found[name].id, found[name].partitions)
+        name: SourceFound(found[name].id, found[name].epochs)
         for name in settings.kafka.sources
         if name in found
     }
@@ -340,6 +357,7 @@ class _Topic:
     partitions: int
     replication: int
     policies: frozenset[str]
+    epochs: tuple[int, ...]  # of leadership, by partition
     allowed: frozenset[str]  # what we may do with it; empty where the broker does not say
 
 
@@ -412,10 +430,16 @@ def _found(admin: KafkaAdminClient, kafka: KafkaSettings) -> dict[str, _Topic]:
             len(topic["partitions"]),
             min(len(part["replica_nodes"]) for part in topic["partitions"]),
             frozenset(configs[name]["cleanup.policy"]["value"].split(",")),
+            _epochs(topic["partitions"]),
             frozenset(topic.get("authorized_operations") or ()),
         )
         for name, topic in described.items()
     }
+
+
+def _epochs(partitions: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    by_number = sorted(partitions, key=lambda one: one["partition_index"])
+    return tuple(int(one.get("leader_epoch", -1)) for one in by_number)
 
 
 def _planned(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[TopicPlan]:

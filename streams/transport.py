@@ -43,6 +43,7 @@ TRANSPORTS.aliases[SCHEME] = "streams.transport:Transport"
 
 _FETCH_WAIT_MS = 200  # a fetch returns as soon as one byte is there, so this costs no latency
 _POLL_S = 0.5
+_METADATA_MS = 5_000
 _faust_log = logging.getLogger("faust.transport.livevalue")  # at Faust's level
 
 
@@ -101,7 +102,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             session_timeout_ms=int(kafka.session_timeout_s * 1000),
             heartbeat_interval_ms=int(kafka.heartbeat_s * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
-            metadata_max_age_ms=30_000,
+            # A topic that was made again comes back to the assignment only with new metadata.
+            metadata_max_age_ms=_METADATA_MS,
         )
 
 

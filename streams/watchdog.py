@@ -3,8 +3,9 @@
 Kafka consumers can go silent while they look healthy. Per partition: lag (last stable offset,
 asked of the broker, minus watermark) with a watermark that has not moved for `stall_s`; a log that
 was made again or cut below the watermark, of which a consumer says nothing (it begins anew at
-offset 0, and everything below the watermark passes for a repeat): the owner then claims again, and
-its claim says what to run. For the
+offset 0, and everything below the watermark passes for a repeat); retention that overtook what was
+read; another leader, behind which the log may have been cut and written on. The owner then claims
+again, and its claim says what to run. For the
 worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready") or have
 more partitions than the settings say, no
 group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -27,12 +28,14 @@ from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
 from streams.partition import Owner
 from streams.settings import Settings
+from streams.topics import SourceFound
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _ENDS_EVERY_S = 2.0
 _TOPICS_EVERY_S = 5.0
+_MISSING_S = 2.0  # metadata can be incomplete while a broker starts; twice in a row it is not
 
 
 class Watchdog:
@@ -54,6 +57,7 @@ class Watchdog:
         self._coordinated_s = time.monotonic()
         self._silent_s = 0.0  # when the broker last left a question of ours unanswered
         self._missing_since: float | None = None
+        self._epochs: dict[str, tuple[int, ...]] = {}
         self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
 
     async def run(self) -> None:
@@ -118,18 +122,19 @@ class Watchdog:
             self._missing_since = None
             self._compare(there, live)
             return
-        # Metadata can be incomplete while a broker starts; twice in a row it is not.
+        self._topics_s = now - _TOPICS_EVERY_S + _MISSING_S
         self._missing_since = self._missing_since or now
-        if now - self._missing_since >= _TOPICS_EVERY_S:
+        if now - self._missing_since >= _MISSING_S:
             self._give_up(
                 f"topic {', '.join(gone)} does not exist (any more): make it with "
                 "`livevalue topics --apply`, then see `livevalue recover --help`"
             )
 
-    def _compare(self, there: Mapping[str, tuple[str, int]], live: Mapping[int, Owner]) -> None:
+    def _compare(self, there: Mapping[str, SourceFound], live: Mapping[int, Owner]) -> None:
         """The topics are there: are they those that we read?"""
         kafka = self._settings.kafka
-        more = [f"{t} ({there[t][1]})" for t in kafka.sources if there[t][1] != kafka.partitions]
+        counts = {t: there[t].partitions for t in kafka.sources}
+        more = [f"{t} ({count})" for t, count in counts.items() if count != kafka.partitions]
         if more:
             self._give_up(
                 f"LIVEVALUE_KAFKA__PARTITIONS is {kafka.partitions}, yet the broker now counts "
@@ -138,10 +143,18 @@ class Watchdog:
                 "(`livevalue backfill --help`)"
             )
             return
-        ids = ",".join(there[t][0] for t in kafka.sources)
-        for owner in live.values():
+        ids = ",".join(there[t].id for t in kafka.sources)
+        for p, owner in live.items():
             if owner.log_id not in ("", ids):
                 owner.doubt("a topic was made again under a running worker")
+            elif led := [t for t in kafka.sources if self._led_anew(t, p, there[t].epochs)]:
+                owner.doubt(f"{', '.join(led)} of partition {p} has another leader")
+        self._epochs = {t: there[t].epochs for t in kafka.sources}
+
+    def _led_anew(self, topic: str, partition: int, epochs: Sequence[int]) -> bool:
+        return partition < len(known := self._epochs.get(topic, ())) and (
+            known[partition] != epochs[partition]
+        )
 
     async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
         sources = self._settings.kafka.sources
@@ -151,6 +164,9 @@ class Watchdog:
         bounds = await self._reader.bounds(tps)
         for p, owner in live.items():
             ends = [bounds[TopicPartition(t, p)].end for t in sources]
+            starts = [bounds[TopicPartition(t, p)].start for t in sources]
+            if p in stood and any(a < b for a, b in zip(owner.in_hand, starts, strict=True)):
+                owner.doubt(f"the log of partition {p} begins at {starts}, behind what was read")
             if any(at > end for at, end in zip(stood.get(p, ()), ends, strict=False)):
                 owner.doubt(f"the log of partition {p} ends at {ends}, before the watermark")
             owner.saw_end(ends)

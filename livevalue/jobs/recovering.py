@@ -62,6 +62,17 @@ class Found:
         return max(held, self.published.identity.seq if self.published else 0)
 
     @property
+    def foreign(self) -> list[str]:
+        """A note where no topic is one that the store was folded from."""
+        was = self.watermark.log_id if self.watermark else ""
+        if not was or not set(was.split(",")).isdisjoint(self.log_id.split(",")):
+            return []
+        return [
+            "no topic is one that the store was folded from: is it the Redis of this deployment? "
+            "If not, change nothing here, and set LIVEVALUE_STORE__URL"
+        ]
+
+    @property
     def untouched(self) -> bool:
         """Nothing was ever folded or published: a first start needs no recovery."""
         begun = self.watermark or self.published or self.half_wiped or self.scores.end
@@ -122,6 +133,7 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
             f"the store was folded from {len(mark.positions)} topics, the settings name "
             f"{len(names)}: set them back, or build a store aside (`livevalue backfill --store`)"
         )
+    plan.notes += found.foreign
     known = mark.log_id.split(",") if mark.log_id else [""] * len(names)
     positions, marks = list(mark.positions), list(mark.marks or ("",) * len(names))
     for s, (name, held, id_) in enumerate(
@@ -139,7 +151,10 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
             plan.notes.append(f"{name} was cut: goes on at its end, {held.end}")
         elif found.rewritten[s]:
             marks[s] = ""
-            plan.notes.append(f"{name} was rewritten: goes on at {positions[s]} all the same")
+            plan.notes.append(
+                f"{name} was cut and written on: goes on at {positions[s]} all the same, and what "
+                "it holds now of before is not read (`livevalue recover rebuild` reads it)"
+            )
     if not plan.notes:
         plan.notes.append("the log is the one that was folded, nothing to do")
         return plan
@@ -163,6 +178,7 @@ def wipe(settings: Settings, partition: int, found: Found, generation: str) -> P
     if found.untouched:
         plan.notes.append("nothing was folded yet, nothing to do")
         return plan
+    plan.notes += found.foreign
     starts = tuple(b.start for b in found.bounds)
     plan.watermark = Watermark(
         positions=starts,
@@ -231,6 +247,12 @@ class Recovery:
         except StoreHalfDone:
             mark = None
         return mark.generation if mark else (await self.stores.generation("")).id
+
+    async def check_settings(self, partition: int, store: FeatureStore) -> None:
+        """StoreMismatch where the store was folded with other settings, or from other topics."""
+        mark = (await store.load(partition, [])).watermark
+        if mark is not None:
+            await Fingerprint(self.settings, mark.generation).check(store, mark)
 
     async def look(self, partition: int, store: FeatureStore) -> Found:
         """Read only: what there is, as far as it can be known without a claim."""
@@ -358,6 +380,9 @@ async def _in_place(recovery: Recovery, action: Action, dry_run: bool) -> list[d
     async def one(p: int, look: bool) -> dict[str, Any]:
         active = await recovery.active(p)
         generation = await recovery.generation(p) if action == "wipe" else ""
+        if action == "adopt":
+            # What is kept must be of these settings, or a worker would halt on it all the same.
+            await recovery.check_settings(p, active)
 
         def make(found: Found) -> Plan:
             if action == "adopt":
@@ -386,7 +411,7 @@ async def _rebuild(
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Fold archive and log into a store aside, then let it serve."""
-    from livevalue.jobs.rebuilding import check_archive, fold_again, needs
+    from livevalue.jobs.rebuilding import fold_again, made_again, needs
 
     settings, stores = recovery.settings, recovery.stores
     partitions = range(settings.kafka.partitions)
@@ -398,14 +423,15 @@ async def _rebuild(
         own = settings.store.name
         spare = [f"{own}-rebuilt", f"{own}-rebuilt2"] if serving else [own]
         name = next(one for one in spare if one not in serving)
-    if archive is not None:
-        check_archive(archive, ids)
+    again = frozenset[str]() if archive is None else made_again(archive, ids)
     into = stores.store(name)
     found = {p: await recovery.look(p, into) for p in partitions}
     rows = []
     for p in partitions:
         mark = None if fresh else found[p].watermark
-        notes = needs(settings, p, found[p].bounds, archive, mark)
+        notes = needs(settings, p, found[p].bounds, archive, mark, again)
+        serves = found[p] if name in serving else await recovery.look(p, await recovery.active(p))
+        notes = serves.foreign + notes
         ends = tuple(b.end for b in found[p].bounds)
         plan = Plan(p, before=mark.positions if mark else None, notes=notes)
         rows.append({**plan.as_json(name), "changes": True, "to": list(ends)})
@@ -415,7 +441,7 @@ async def _rebuild(
     if fresh:
         for p in partitions:
             await into.drop(p)
-    await fold_again(settings, into, served, archive, progress)
+    await fold_again(settings, into, served, archive, again, progress)
 
     def make(p: int) -> Callable[[Found], Plan]:
         return lambda found: serve(settings, p, found, served.id)

@@ -6,26 +6,39 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
 
+from featurestore.errors import StoreMismatch
 from livevalue.embedded import Stack
-from livevalue.jobs.recovering import Action
-from livevalue.jobs.recovering import recover as job
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
 from streams import topics
 from tests.e2e.deployment import (
+    START_MS,
     Deployment,
-    WorkerProcess,
     deployment_settings,
     send_all,
     some_events,
+)
+from tests.e2e.losses import (
+    delete_before,
+    digest,
+    ended,
+    halted,
+    held_cents,
+    last_scores,
+    livevalue,
+    make_again,
+    recover,
+    revisions,
+    said_once_and_last,
+    spent_cents,
+    until,
+    values,
 )
 
 _databases = count(0)
@@ -39,104 +52,43 @@ def deployment(stack: Stack, topic_prefix: str, tmp_path: Path) -> Iterator[Depl
         yield made
 
 
-def recover(deployment: Deployment, action: Action, **options: Any) -> list[dict[str, Any]]:
-    """The plan of `livevalue recover`."""
-    options = {"dry_run": False, **options}
-    plan: list[dict[str, Any]] = asyncio.run(job(deployment.settings, action, **options))["plan"]
-    return plan
-
-
-def livevalue(
-    deployment: Deployment, *words: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """A command as a process, which must end with `code`."""
-    done = deployment.command(*words)
-    assert done.returncode == code, done.stderr
-    return done
-
-
-def halts(worker: WorkerProcess) -> str:
-    """What a worker says that halts every partition, and therefore ends."""
-    assert worker.wait(60) == 1
-    halted = worker.lines("partition halted")
-    assert halted
-    return str(halted[0]["error"])
-
-
-def values(deployment: Deployment) -> dict[str, Any]:
-    """What each user's document says, but for what names the commit and the event that wrote it."""
-    found = {}
-    for p in range(deployment.settings.kafka.partitions):
-        head = f"lv:{{{p}}}:v:"
-        for key in deployment.redis.scan_iter(f"{head}*", count=1000):
-            document = json.loads(deployment.redis.get(key) or b"")
-            found[key.decode().removeprefix(head)] = {
-                name: document[name] for name in ("as_of", "values", "history", "silence")
-            }
-    return found
-
-
-def spent_cents(events: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, int]:
-    spent: dict[str, int] = {}
-    for source, event in events:
-        cents = round(float(event["amount"]) * 100) if source == 1 else 0
-        spent[event["user_id"]] = spent.get(event["user_id"], 0) + cents
-    return spent
-
-
-def last_scores(deployment: Deployment) -> dict[str, Any]:
-    records = deployment.read(deployment.settings.kafka.scores)
-    return {r.key.decode(): r.value for r in records}
-
-
-def revisions(records: Sequence[Any]) -> list[tuple[bytes, int]]:
-    return [(r.key, json.loads(r.value)["revision"]) for r in records if r.value is not None]
-
-
-def make_again(deployment: Deployment, topic: str) -> None:
-    admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
-    admin.delete_topics([topic])
-    admin.close()
-    until = time.monotonic() + 30
-    while topics.check(deployment.settings):
-        assert time.monotonic() < until
-        topics.apply(deployment.settings)
-        time.sleep(0.1)
-
-
-def test_a_topic_made_again_halts_the_worker_until_it_is_adopted(deployment: Deployment) -> None:
+def test_a_topic_made_again_under_a_worker_and_grown_longer_halts_it_until_it_is_adopted(
+    deployment: Deployment,
+) -> None:
     events = list(some_events(1500, 60))
     send_all(deployment, events[:1000])
     worker = deployment.start()
     deployment.settle()
-    assert worker.stop() == 0
-    before, kept = values(deployment), deployment.positions()
+    kept = deployment.positions()
     make_again(deployment, deployment.sources[1])
-
-    said = halts(deployment.start("halted"))
-    assert "made again" in said
+    # Where the worker reads on in it, there are records too: the same ones, and others.
+    send_all(deployment, [e for e in events if e[0] == 1])
+    send_all(deployment, [e for e in events[1000:] if e[0] == 0])
+    said = ended(worker)
+    assert f"{deployment.sources[1]} is not the topic" in said and "made again" in said
     assert "livevalue recover adopt --dry-run" in said
-    marks = deployment.watermarks()
+    assert sorted(halted(worker)) == [0, 1]
+    assert all(deployment.ends()[p, 1] > kept[p, 1] for p in range(2))
+
+    marks, before, at = deployment.watermarks(), values(deployment), deployment.positions()
+    said = ended(deployment.start("halted"), 30)
+    assert "made again" in said
     plan = json.loads(livevalue(deployment, "recover", "adopt", "--dry-run", "--json", "-").stdout)
     plan = plan["plan"]
+    # Neither has touched the store, nor fenced who works there.
     assert deployment.watermarks() == marks
-    assert [row["to"] for row in plan] == [[kept[p, 0], 0, kept[p, 2]] for p in range(2)]
+    assert [row["to"] for row in plan] == [[at[p, 0], 0, at[p, 2]] for p in range(2)]
     assert recover(deployment, "adopt") == plan
     assert values(deployment) == before
 
     # The same purchases in the new topic are known by their ids; new ones count.
-    send_all(deployment, [e for e in events[:1000] if e[0] == 1])
-    send_all(deployment, events[1000:])
+    send_all(deployment, [e for e in events[1000:] if e[0] == 2])
     deployment.start("after")
     deployment.settle()
     time.sleep(1.0)  # a sweep publishes every user once
     deployment.settle()
-    after = values(deployment)
-    assert {u: round(d["history"]["spent"] * 100) for u, d in after.items()} == spent_cents(events)
-    records = deployment.read(deployment.settings.kafka.scores)
-    assert len(revisions(records)) == len(set(revisions(records)))
-    held = {u: json.loads(d)["history"] for u, d in last_scores(deployment).items()}
-    assert held == {u: d["history"] for u, d in after.items()}
+    assert held_cents(deployment) == spent_cents(events)
+    said_once_and_last(deployment)
     # Nothing is left to adopt.
     assert not any(row["changes"] for row in recover(deployment, "adopt", dry_run=True))
 
@@ -152,8 +104,7 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     published = len(deployment.read(deployment.settings.kafka.scores))
     deployment.redis.flushdb()
 
-    said = livevalue(deployment, "run", code=1).stderr.splitlines()
-    (line,) = [text for text in said if not text.startswith("{")]  # the rest is the log
+    (line,) = plain_lines(livevalue(deployment, "run", code=1))
     assert line.startswith("livevalue: the store holds nothing of partition")
     assert "`livevalue recover rebuild --dry-run`" in line
     assert all(row["to"] == [0, 0, 0] for row in recover(deployment, "wipe"))
@@ -174,7 +125,37 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     }
 
 
-def test_a_lost_store_is_rebuilt_from_archive_and_log(
+def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
+    deployment: Deployment, stack: Stack, tmp_path: Path, topic_prefix: str
+) -> None:
+    send_all(deployment, list(some_events(500, 60)))
+    worker = deployment.start()
+    deployment.settle()
+    marks = deployment.watermarks()
+    url = deployment.settings.store.url.get_secret_value()
+    settings = deployment_settings(stack.bootstrap, url, f"{topic_prefix}other.")
+    topics.apply(settings)
+    stray = Deployment(settings, tmp_path)  # not entered, since that empties the database
+    (line,) = plain_lines(livevalue(stray, "run", code=1))
+    assert f'LIVEVALUE_KAFKA__BROWSE ("{deployment.sources[0]}" in the store' in line
+    assert "Is it the Redis of this deployment (LIVEVALUE_STORE__URL)?" in line
+    with pytest.raises(StoreMismatch, match="LIVEVALUE_STORE__URL"):
+        recover(stray, "adopt")
+    for row in (*recover(stray, "wipe", dry_run=True), *recover(stray, "rebuild", dry_run=True)):
+        assert "set LIVEVALUE_STORE__URL" in " ".join(row["notes"])
+    assert deployment.watermarks() == marks
+    send_all(deployment, list(some_events(100, 60, seed=2, first=500)))
+    deployment.settle()
+    assert not worker.lines("partition forgotten")
+    assert deployment.audit().clean
+
+
+def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a command says beside its log."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("{")]
+
+
+def test_a_lost_store_is_rebuilt_from_archive_and_log_and_from_the_archive_alone(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     events = list(some_events(2000, 60))
@@ -186,16 +167,7 @@ def test_a_lost_store_is_rebuilt_from_archive_and_log(
     archive = tmp_path / "archive"
     asyncio.run(archive_log(deployment.settings, archive))
     # Retention takes what is archived, and Redis is lost.
-    admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
-    ends = deployment.ends()
-    admin.delete_records(
-        {
-            TopicPartition(t, p): ends[p, s]
-            for p in range(2)
-            for s, t in enumerate(deployment.sources)
-        }
-    )
-    admin.close()
+    delete_before(deployment, deployment.ends())
     send_all(deployment, events[1500:1700])
     deployment.redis.flushdb()
     with pytest.raises(Refused, match="name the archive that holds it"):
@@ -203,14 +175,37 @@ def test_a_lost_store_is_rebuilt_from_archive_and_log(
     plan = recover(deployment, "rebuild", archive=archive)
     assert [row["store"] for row in plan] == ["main", "main"]
     send_all(deployment, events[1700:])
-    deployment.start("after")
+    for source in range(3):
+        deployment.send_raw(source, b"u7", None)
+    deployment.flush()
+    wanted = {u: n for u, n in spent_cents(events).items() if u != "u7"}
+    worker = deployment.start("after")
     deployment.settle()
     time.sleep(1.0)
     deployment.settle()
-    after = values(deployment)
-    assert {u: round(d["history"]["spent"] * 100) for u, d in after.items()} == spent_cents(events)
-    assert before.keys() <= after.keys()
-    records = revisions(deployment.read(deployment.settings.kafka.scores))
-    assert len(records) == len(set(records))
-    held = {u: json.loads(d)["history"] for u, d in last_scores(deployment).items()}
-    assert held == {u: d["history"] for u, d in after.items()}
+    assert held_cents(deployment) == wanted
+    assert before.keys() <= wanted.keys() | {"u7"}
+    said_once_and_last(deployment)
+    assert worker.stop() == 0
+
+    # Now everything: Redis, the log, what was published. What is left is the archive.
+    asyncio.run(archive_log(deployment.settings, archive))
+    was = digest(deployment)
+    make_again(deployment, *(t.name for t in topics.wanted(deployment.settings.kafka)))
+    deployment.redis.flushdb()
+    plan = recover(deployment, "rebuild", archive=archive, dry_run=True)
+    assert all(row["to"] == [0, 0, 0] for row in plan)
+    assert all(" ".join(row["notes"]).count("was made again since") == 3 for row in plan)
+    assert recover(deployment, "rebuild", archive=archive) == plan
+    assert digest(deployment) == was
+    # And on from there: the new topics are read from their beginning, on top of it.
+    deployment.start("anew")
+    until(lambda: last_scores(deployment).keys() >= wanted.keys(), 60)
+    assert held_cents(deployment) == wanted
+    late = {"event_id": "gone", "user_id": "u7", "event_time": START_MS, "amount": "1.00"}
+    new = [(1, {**late, "event_id": f"n{u}", "user_id": u}) for u in ("u1", "u2", "u3", "u7")]
+    send_all(deployment, new)
+    deployment.settle()
+    wanted = {u: n + 100 * (u in ("u1", "u2", "u3")) for u, n in wanted.items()} | {"u7": 100}
+    assert held_cents(deployment) == wanted
+    said_once_and_last(deployment)
