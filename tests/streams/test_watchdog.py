@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka import TopicPartition as AdminPartition
 
 from livevalue.embedded import Stack
 from streams import knock, topics, watchdog
+from streams.delivery import RawRecord, Segment, Simple
 from streams.gap import Bounds, LogReader
 from streams.partition import Owner
+from streams.publish import Publisher
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 from tests.streams.owning import Owning, one_partition
@@ -157,6 +160,83 @@ async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked
     await owning.until(lambda: bool(owner.halted), 10.0)
     assert "ends at offset 60, yet 100 was folded" in owner.halted
     assert "livevalue recover adopt" in owner.halted
+
+
+async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(owning)
+    owner = watched.owners[0] = owning.own()
+    await owning.send(100)
+    await owning.settle()
+    await watched.dog.look()
+    found, claims = topics.sources_found, owning.metrics.claims._value.get
+    led = 0
+
+    def another_leader(settings: Settings) -> dict[str, topics.SourceFound]:
+        return {t: topics.SourceFound(x.id, (led,)) for t, x in found(settings).items()}
+
+    async def look() -> None:
+        watched.dog._topics_s = 0.0
+        await watched.dog.look()
+
+    monkeypatch.setattr(topics, "sources_found", another_leader)
+    await look()
+    before, led = claims(), 1
+    # A leader that has what the one before had: claimed again, and work goes on.
+    await look()
+    await owning.until(lambda: claims() == before + 1 and owner.ready)
+    await owning.send(10)
+    await owning.settle()
+    await look()
+    await asyncio.sleep(0.3)
+    assert claims() == before + 1 and not owner.halted
+
+    async def written_on(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord:
+        return Simple(offset, b"u1", b"{}")
+
+    led = 2
+    monkeypatch.setattr(LogReader, "at", written_on)
+    await look()
+    await owning.until(lambda: bool(owner.halted), 10.0)
+    assert "holds another record at offset 109 than the one folded" in owner.halted
+    assert "livevalue recover rebuild" in owner.halted
+
+
+async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_taken_meanwhile(
+    stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Owning(one_partition(stack.bootstrap, topic_prefix, outbox_users=1)) as owning:
+        watched = Watched(owning)
+        owner = watched.owners[0] = owning.own()
+        await owning.send(40)
+        await owning.settle()
+
+        async def stuck(self: Publisher) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Publisher, "_publish", stuck)
+        await owning.send(10)
+        await owning.until(lambda: owner.in_hand == [50] and owner.outbox_users == 10)
+        owner.deliver(0, Segment(60, 70, []))
+        await owning.send(20)
+
+        async def retention(start: int) -> None:
+            topic = owning.settings.kafka.sources[0]
+            admin = KafkaAdminClient(**topics.connection(owning.settings.kafka))
+            await asyncio.to_thread(admin.delete_records, {AdminPartition(topic, 0): start})
+            admin.close()
+            watched.dog._ends_s = 0.0
+            await watched.dog.look()
+
+        # What was read may go: it is in hand.
+        await retention(50)
+        await asyncio.sleep(0.5)
+        assert not owner.halted and owner.outbox_users == 10
+        await retention(55)
+        await owning.until(lambda: bool(owner.halted), 10.0)
+        assert "starts at offset 55, the store needs 50" in owner.halted
+        assert "livevalue recover adopt" in owner.halted
 
 
 async def test_a_broker_that_does_not_answer_is_no_stall_until_it_answers_again(
