@@ -3,7 +3,8 @@
 Parameters and carry are facts of the files. Times are measured here and now, so they differ from
 machine to machine and stand in no manifest, whose hash must be the same everywhere: on 1,024 users
 at once, as a busy worker scores them, one step each and then a document each (the value now and at
-every knot of silence). The median of a few runs; the fold, the store and the log come on top.
+every knot of silence). Processor time, so that other work on the machine does not count; the
+median of a few runs. The fold, the store and the log come on top.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def measure(generation: Generation, settings: ModelSettings | None = None) -> Co
 
 
 def _us(call: Callable[[], object]) -> float:
-    """Median microseconds per user; the first call, which makes the session, is not counted."""
+    """Median per user; the first call, which makes the session, is not counted."""
     took = []
     # drawn input is wilder than users are
     with np.errstate(all="ignore"):
         call()
         for _ in range(RUNS):
-            began = time.perf_counter()
+            began = time.process_time()
             call()
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
     return round(float(np.median(took)) / USERS * 1e6, 3)

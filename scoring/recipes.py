@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from scoring.carries import carry_rows
 from scoring.examples import Examples
+from scoring.forecasts import score
 from scoring.generation import Generation, Manifest, with_unit
 from scoring.settings import TrainingSettings
 from scoring.splits import held_out
@@ -89,6 +89,5 @@ def fit(
 
 def expected(made: Generation, rows: Examples) -> tuple[Values, Values]:
     """(N, H) expected values and P(active) of examples by the served files."""
-    read = rows.read(made.manifest.features)
-    got = made.model.predict(carry_rows(made, rows), read[:, None])
+    got = score(made, rows)  # in parts: a carry may take kilobytes
     return got.expected[:, 0].astype(np.float64), got.p_active[:, 0].astype(np.float64)

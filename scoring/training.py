@@ -30,6 +30,7 @@ from scoring.batches import Data
 from scoring.carries import carry_rows
 from scoring.errors import ScoringError, TooLittleData
 from scoring.examples import Examples
+from scoring.forecasts import score
 from scoring.generation import Generation, Manifest, build
 from scoring.nets import Frame, Net, Scaling
 from scoring.seen import DRIFTING, moved_by, tokens_moved_by, unseen
@@ -79,6 +80,7 @@ class Trained:
     losses: list[tuple[float, float]]  # (training, held out) per epoch
     best_epoch: int
     settings: TrainingSettings  # as resolved
+    taught: bool  # by a teacher, too
 
 
 def train(
@@ -150,7 +152,7 @@ def train(
     net.eval()
     if net.form == "mean":
         base_rates.settle(net, data)
-    return Trained(net, seen, best_epoch, settings)
+    return Trained(net, seen, best_epoch, settings, taught=bool(loss.teacher_weight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,7 @@ def generation(
         params={
             **({"width": net.width} if net.width else {}),
             "loss": settings.loss,
+            **({"teacher_weight": settings.teacher_weight} if trained.taught else {}),
             "parameters": sum(p.numel() for p in net.parameters()),
         },
         metrics=dict(metrics or {}),
@@ -256,8 +259,7 @@ def generation(
     if calibrate_on is None or not calibrate_on.any():
         return made
     rows = examples.rows(calibrate_on)
-    read = rows.read(made.manifest.features)
-    raw = made.model.predict(carry_rows(made, rows), read[:, None])
+    raw = score(made, rows)
     fitted = calibration.fit(
         raw.expected[:, 0], raw.p_active[:, 0], rows.value, rows.active, rows.mask
     )

@@ -73,6 +73,14 @@ def test_a_teacher_without_weight_or_without_a_word_changes_nothing(examples: Ex
     np.testing.assert_array_equal(said(mature, ignored, odd(mature)).expected, alone)
 
 
+def test_a_generation_says_whether_it_had_a_teacher(examples: Examples) -> None:
+    brief = QUICK.model_copy(update={"epochs": 1})
+    for teacher, weight in ((None, None), (odd(examples), 0.5)):
+        found = training.train(examples, brief, teacher=teacher)
+        params = training.generation(found, examples).manifest.params
+        assert params.get("teacher_weight") == weight
+
+
 def test_rows_without_a_mature_label_are_learned_from_a_teacher(examples: Examples) -> None:
     young = np.flatnonzero(~examples.mask.any(axis=1))
     assert len(young)
