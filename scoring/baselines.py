@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from scoring.btyd import BgNbd, GammaGamma, ParetoNbd
 from scoring.forecasts import Forecast
@@ -58,26 +59,67 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
+def pymc_bg_gg(past: Past, days: Sequence[int]) -> list[Forecast]:
+    """bg_gg fitted by pymc-marketing with flat priors, a second opinion (extra `baselines`)."""
+    known = past.orders
+    return _by_pymc("BetaGeoModel", known, known.repeat, repeat_mean(known), days)
+
+
+def pymc_pareto_gg(past: Past, days: Sequence[int]) -> list[Forecast]:
+    """pareto_gg fitted by pymc-marketing with flat priors, a second opinion (extra `baselines`)."""
+    known = past.orders
+    n = known.repeat + 1
+    return _by_pymc("ParetoNBDModel", known, n, known.total / n, days)
+
+
+SECOND_OPINIONS: dict[str, Baseline] = {"pymc_bg_gg": pymc_bg_gg, "pymc_pareto_gg": pymc_pareto_gg}
+
+
 def repeat_mean(known: Orders) -> Values:
     """(U,) mean value of the orders after the first; 0 where there is none."""
     rest = known.total - known.first
     return np.divide(rest, known.repeat, out=np.zeros_like(rest), where=known.repeat > 0)
 
 
+def _by_pymc(kind: str, known: Orders, n: Values, m: Values, days: Sequence[int]) -> list[Forecast]:
+    from scoring.pymc_btyd import PymcBtyd
+
+    buyer = known.buyer
+    if not buyer.any():
+        return [Forecast(np.zeros(len(known)), np.zeros(len(known))) for _ in days]
+    model = PymcBtyd(
+        kind, known.repeat[buyer], known.recency[buyer], known.age[buyer], n[buyer], m[buyer]
+    )
+    return [
+        _over_all(
+            buyer, model.expected(h / WEEK_DAYS) * model.worth(), model.p_active(h / WEEK_DAYS)
+        )
+        for h in days
+    ]
+
+
+def _over_all(buyer: npt.NDArray[np.bool_], expected: Values, p_active: Values) -> Forecast:
+    """Of buyers, over all users; who never ordered gets 0, rightly or not."""
+    both = np.zeros((2, len(buyer)))
+    both[:, buyer] = expected, p_active
+    return Forecast(both[0], both[1])
+
+
 def _btyd(
     family: type[BgNbd] | type[ParetoNbd], known: Orders, n: Values, m: Values, days: Sequence[int]
 ) -> list[Forecast]:
-    """Expected orders x expected order value; users who never ordered get 0, rightly or not."""
+    """Expected orders x expected order value."""
     buyer = known.buyer
     if not buyer.any():
         return [Forecast(np.zeros(len(known)), np.zeros(len(known))) for _ in days]
     x, t_x, age = known.repeat[buyer], known.recency[buyer], known.age[buyer]
     model = family.fit(x, t_x, age)
     worth = GammaGamma.fit(n[buyer], m[buyer]).mean(n[buyer], m[buyer])
-    out = []
-    for h in days:
-        expected, p_active = np.zeros(len(known)), np.zeros(len(known))
-        expected[buyer] = model.expected(x, t_x, age, h / WEEK_DAYS) * worth
-        p_active[buyer] = model.p_active(x, t_x, age, h / WEEK_DAYS)
-        out.append(Forecast(expected, p_active))
-    return out
+    return [
+        _over_all(
+            buyer,
+            model.expected(x, t_x, age, h / WEEK_DAYS) * worth,
+            model.p_active(x, t_x, age, h / WEEK_DAYS),
+        )
+        for h in days
+    ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from scoring.baselines import BASELINES
+from scoring.baselines import BASELINES, SECOND_OPINIONS
 from scoring.trainable import SERVED, TRAINED
 
 # name -> the model that is trained and asked at the last midnight, as a nightly job would be
 DAILY = {"daily_gbm": "gbm"}
 # Needs its package to be fitted; without it the others are judged all the same.
 _WITH_PACKAGE = {"daily_gbm": "lightgbm"}
+
+FITTED = {**BASELINES, **SECOND_OPINIONS}
 
 DEFAULT = (
     SERVED,
@@ -26,5 +28,5 @@ def model_names() -> dict[str, str]:
         name: f"{TRAINED[kind].about}, trained and asked once a day, at midnight"
         for name, kind in DAILY.items()
     }
-    fixed = {name: (model.__doc__ or "").splitlines()[0] for name, model in BASELINES.items()}
+    fixed = {name: (model.__doc__ or "").splitlines()[0] for name, model in FITTED.items()}
     return {**trained, **daily, **fixed}

@@ -57,7 +57,7 @@ class Report:
     """Answers, and how they compare; `as_json` is the shape of `evaluate --json`."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
-    pooled: list[dict[str, Any]] = field(default_factory=list)  # where there are several cut-offs
+    pooled: list[dict[str, Any]] = field(default_factory=list)  # a model over cut-offs and seeds
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)  # what `runs` was made of, for charts
@@ -97,7 +97,7 @@ def evaluate(
     first, *others = question.models
     for part in found:
         report.comparisons += part.differences(first, others)
-        if part.as_of == POOLED:
+        if part.as_of == POOLED or len(question.as_of_ms) == 1:
             report.pooled += part.pooled()
     return report
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from featurestore.settings import FeatureSettings
 from scoring import cost
-from scoring.baselines import BASELINES, Baseline
-from scoring.contenders import DAILY
+from scoring.baselines import Baseline
+from scoring.contenders import DAILY, FITTED
 from scoring.cutoffs import BadQuestion, stamp
 from scoring.forecasts import Forecast, score
 from scoring.generation import Generation
@@ -100,13 +100,13 @@ class Judge:
         """Every model asked for, at this cut-off."""
         for name in self._question.models:
             self._progress(f"{stamp(self._as_of)} {name}")
-            if name in BASELINES:
+            if name in FITTED:
                 yield from self._baseline(name)
             else:
                 yield from self._trained(name)
 
     def _baseline(self, name: str) -> Iterator[Scored]:
-        fitted, horizons = BASELINES[name], self._question.horizons_days
+        fitted, horizons = FITTED[name], self._question.horizons_days
         began = time.perf_counter()
         forecasts = fitted(self._past, horizons)
         seconds = time.perf_counter() - began

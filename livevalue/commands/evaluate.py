@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -73,6 +74,10 @@ def evaluate(
     type_: Type = None,
     order_lines: OrderLines = False,
     json: Json = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report for people: one file, needs no network."),
+    ] = None,
 ) -> None:
     """Judge values on history, as they would have been used.
 
@@ -80,7 +85,7 @@ def evaluate(
     he went on to spend. docs/evaluation.md says what each figure means.
 
     Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
-    --as-of 2011-09-10 --horizon 90d
+    --as-of 2011-09-10 --horizon 90d --html report.html
 
     Example, five rolling months pooled:  livevalue evaluate kafka --horizon 30d
     --as-of 2011-07-12,2011-08-11,2011-09-10,2011-10-10,2011-11-09 --models served,pareto_gg
@@ -127,7 +132,13 @@ def evaluate(
                 out.say(model)  # a line a model, for logs
 
         report = evaluating.evaluate(settings, src, options, question, tell)
+    if html is not None:
+        from livevalue.report.page import write
+
+        write(html, report, question, src, settings.value.currency)
     _show(report, out)
+    if html is not None:
+        out.say(f"report: {html}")
     out.result(report.as_json())
 
 
@@ -155,6 +166,7 @@ def _show(report: Report, out: Output) -> None:
             ((name, costs(row["cost"]), f"{row['seconds']:.0f} s") for name, row in spent.items()),
         )
         out.say("")
+    pooled = [row for row in report.comparisons if row["as_of"] == "pooled"]
     if report.comparisons:
         out.table(
             ("a", "b", "as of", "days", "metric", "a - b", "95 % interval"),
@@ -168,7 +180,7 @@ def _show(report: Report, out: Output) -> None:
                     measured(row["delta"]),
                     f"{measured(row['low'])} to {measured(row['high'])}",
                 )
-                for row in report.comparisons
+                for row in pooled or report.comparisons
             ),
         )
     for note in report.notes:

@@ -7,7 +7,7 @@ import pytest
 
 from featurestore.columns import EVENT, Erase, EventBatch, Kind
 from featurestore.settings import FeatureSettings
-from scoring.baselines import BASELINES
+from scoring.baselines import BASELINES, SECOND_OPINIONS
 from scoring.contenders import DAILY
 from scoring.evaluation import (
     BadQuestion,
@@ -213,5 +213,5 @@ def test_rows_are_scored_alike_in_any_chunk() -> None:
 
 def test_every_model_is_named_and_explained() -> None:
     names = model_names()
-    assert {"served", *TRAINED, *DAILY, *BASELINES} == set(names)
+    assert {"served", *TRAINED, *DAILY, *BASELINES, *SECOND_OPINIONS} == set(names)
     assert all(names.values())

@@ -1,0 +1,1 @@
+"""`evaluate --html`: one page for people that needs neither a server nor a network."""
