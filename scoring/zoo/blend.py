@@ -73,6 +73,8 @@ def _together(said: Sequence[Prediction]) -> tuple[Floats, Floats]:
 
 def generation(members: Sequence[Generation]) -> Generation:
     """Put members of the same horizons and features together."""
+    from scoring.cost import parameters
+
     first = members[0].manifest
     for other in members[1:]:
         if (other.manifest.horizons_s, other.manifest.features) != (
@@ -90,7 +92,10 @@ def generation(members: Sequence[Generation]) -> Generation:
             "family": "blend",
             "tokens": tokens,
             "trained_features": tuple(name for name in first.features if name in reads),
-            "params": {"members": [m.manifest.family for m in members]},
+            "params": {
+                "members": [m.manifest.family for m in members],
+                "parameters": sum(parameters(m) or 0 for m in members),
+            },
             "calibration": {},
             "metrics": {},
             "reference": None,

@@ -179,8 +179,15 @@ def generation(manifest: Manifest, keep: Mask, forest: Forest) -> Generation:
     """Export a fitted forest; `manifest` says what it was fitted on."""
     from scoring.forest import graph
 
+    trees = [tree for e in forest.ensembles for tree in e.dump_model()["tree_info"]]
+    leaves = sum(tree["num_leaves"] for tree in trees)
+    counted = {"trees": len(trees), "parameters": 2 * leaves - len(trees)}  # thresholds and leaves
     manifest = manifest.model_copy(
-        update={"features": two_part.NAMES, "trained_features": two_part.named(keep)}
+        update={
+            "features": two_part.NAMES,
+            "trained_features": two_part.named(keep),
+            "params": {**manifest.params, **counted},
+        }
     )
     files = {
         GRAPH: graph(forest.ensembles, int(keep.sum())),

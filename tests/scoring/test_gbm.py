@@ -76,7 +76,7 @@ def test_early_stopping_grows_no_more_trees_than_help() -> None:
 
 def test_serving_loads_no_lightgbm(tmp_path: object) -> None:
     code = (
-        "import sys; import scoring.zoo.gbm, scoring.evaluation;"
+        "import sys; import scoring.zoo.gbm, scoring.scorer;"
         "assert not {'lightgbm', 'sklearn', 'onnx'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

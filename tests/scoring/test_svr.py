@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,18 @@ def test_rare_events_still_have_a_margin() -> None:
     w, b = svr.classify(z, rare, 30.0)
     assert metrics.auc(rare, z @ w + b) > 0.75
     assert (1 / (1 + np.exp(-(z @ w + b)))).mean() == pytest.approx(rare.mean(), rel=0.05)
+
+
+def test_a_kernel_is_fitted_to_a_part_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    fit = svr.fit
+
+    def counting(x: np.ndarray, *rest: Any) -> dict[str, np.ndarray]:
+        seen.append(len(x))
+        return fit(x, *rest)
+
+    monkeypatch.setattr(svr, "MOST_ROWS", 700)
+    monkeypatch.setattr(svr, "fit", counting)
+    svr.train(ROWS, fourier=8, calibrated=False)
+    svr.train(ROWS, calibrated=False)
+    assert seen == [700, len(ROWS)]
