@@ -34,12 +34,12 @@ from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from scoring import metrics
 from scoring.bootstrap import Difference, paired_bootstrap
+from scoring.candidate import fold_log
 from scoring.errors import ScoringError, TooLittleData
 from scoring.examples import Examples, Log, split
 from scoring.journal import Journal
 from scoring.origins import trimmed
 from scoring.recipes import Progress, expected
-from scoring.retrain import fold_log
 from scoring.retrain_settings import RetrainSettings
 from scoring.scan import LogSummary, scan
 from scoring.settings import ModelSettings, TrainingSettings
