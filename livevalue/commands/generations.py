@@ -181,6 +181,7 @@ def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -
 
     Example:  livevalue generations show 3f9c0a1b22cd
     """
+    import streams.threads  # noqa: F401  (a worker's threads: what it costs is measured)
     from livevalue import running
     from livevalue.jobs.generating import show_generation
 
