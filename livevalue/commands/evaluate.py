@@ -119,6 +119,10 @@ def evaluate(
     # one order is one event once its lines are added up
     options = FileOptions(parse_columns(columns), type_, order_lines or net_by == "order")
     settings = running.settings()
+    if html is not None:
+        from livevalue.report.page import writable
+
+        writable(html)  # before the work, which may take long
     with stages(out) as moving:
         last = ""
 

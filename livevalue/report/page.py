@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 from livevalue.output import Refused, measured
 from livevalue.report import panels
@@ -47,32 +49,48 @@ YES_NO = (
 def write(path: Path, report: Report, question: Question, src: Sequence[str], unit: str) -> None:
     """Write the page; Refused where that cannot be."""
     text = render(report, question, src, unit)
+    with _opened(path) as file:
+        file.write(text)
+
+
+def writable(path: Path) -> None:
+    """Refused where the page could not be written, or not be made."""
+    _jinja2()
+    new = not path.exists()
+    _opened(path, "a").close()
+    if new:
+        path.unlink()
+
+
+def _opened(path: Path, mode: str = "w") -> IO[str]:
     try:
-        path.write_text(text, encoding="utf-8")
+        return path.open(mode, encoding="utf-8")
     except OSError as error:
         raise Refused(f"cannot write {path} ({error.strerror}): name another file") from error
 
 
-def render(report: Report, question: Question, src: Sequence[str], unit: str) -> str:
-    """The page's text."""
+def _jinja2() -> ModuleType:
     try:
-        from jinja2 import Environment, FunctionLoader
-        from markupsafe import Markup
+        return import_module("jinja2")
     except ImportError as error:
         raise Refused(
             "--html is made with jinja2: install the package with its extra `evaluate`"
         ) from error
+
+
+def render(report: Report, question: Question, src: Sequence[str], unit: str) -> str:
+    """The page's text."""
+    jinja2 = _jinja2()
     folder = files("livevalue.report") / "templates"
 
     def load(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8")
 
-    environment = Environment(
-        loader=FunctionLoader(load), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(load), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["svg"] = Markup  # ours, escaped where it was made
     horizons = Horizon.all(report, question)
-    return environment.get_template("evaluation.html").render(
+    text: str = environment.get_template("evaluation.html").render(
         asked=_asked(question, src, unit),
         horizons=[_section(horizon) for horizon in horizons],
         across=_across(horizons),
@@ -81,6 +99,7 @@ def render(report: Report, question: Question, src: Sequence[str], unit: str) ->
         notes=report.notes,
         task=question.task.name,
     )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`livevalue evaluate`, on files as people have them."""
+"""`livevalue evaluate`, on files as people have them; what it refuses is beside this file."""
 
 import json
 import subprocess
@@ -63,26 +63,6 @@ def test_models_are_listed_without_a_log(run: Run) -> None:
     done = run("--models", "list")
     assert done.returncode == 0
     assert {"served", "pareto_gg", "bg_gg"} <= set(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("nowhere.csv", "--as-of", "1970-06-10"), 1, "nowhere.csv"),
-        (("shop.csv", *SHOP, "--as-of", "1990-01-01"), 1, "take an earlier --as-of"),
-        (("shop.csv", *SHOP, "--as-of", "1970-06-10", "--models", "x"), 1, "no model is called"),
-        (("shop.csv", *SHOP), 2, "--as-of"),
-        (("shop.csv", *SHOP, "--as-of", "yesterday"), 2, "no date or time"),
-    ],
-)
-def test_what_cannot_be_answered_is_one_line_that_says_what_to_do(
-    run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    write_shoppers(tmp_path / "shop.csv")
-    done = run(*arguments)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_times_and_spans_are_read_as_people_write_them() -> None:

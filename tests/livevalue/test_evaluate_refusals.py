@@ -1,0 +1,188 @@
+"""What `livevalue evaluate` cannot answer: exit code 1, and one line that says what to do.
+
+Through the command's own entry, in this process: a start of Python for each would be minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from livevalue.cli import app, main
+
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+ASKED = ("--type", "purchase", "--as-of", "2024-05-01", "--horizon", "30d")
+FAST = ("--models", "past_spend,pareto_gg")
+
+
+class Said(NamedTuple):
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+Ask = Callable[..., Said]
+Row = tuple[str, float, str]  # user, day, amount
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*words: str, **settings: str) -> Said:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["livevalue", "evaluate", *words])
+        monkeypatch.setattr(app, "registered_commands", [])  # each call registers its own
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Said(int(ended.value.code or 0), out, err)
+
+    return ask
+
+
+def write(path: Path, rows: list[Row], columns: str = "user_id,event_time,amount") -> None:
+    """A file as a shop exports it; further columns are in the amount."""
+    lines = [columns]
+    for user, day, amount in rows:
+        lines.append(f"{user},{(BEGIN + timedelta(days=day)).isoformat()},{amount}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def orders(users: int = 40, days: int = 180, amount: str = "{0}.5") -> list[Row]:
+    """Users who each order every so many days, for a price of their own."""
+    return [
+        (f"u{u}", float(day), amount.format(5 + u % 7))
+        for u in range(users)
+        for day in range(u % 20, days, 6 + u % 9)
+    ]
+
+
+def refused(said: Said, *words: str) -> None:
+    assert said.code == 1, said.err
+    assert said.err.startswith("livevalue: ") or "\nlivevalue: " in said.err
+    for word in words:
+        assert word in said.err, said.err
+
+
+def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> None:
+    """The log of the refusals below, without what they spoil."""
+    write(tmp_path / "shop.csv", orders())
+    said = ask("shop.csv", *ASKED, *FAST, "--json", "found.json")
+    assert said.code == 0, said.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [run["model"] for run in found["runs"]] == ["past_spend", "pareto_gg"]
+    assert found["runs"][0]["population"] == "buyers"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--as-of", "2024-06-20", "--horizon", "90d"), ("past the log's end", "earlier --as-of")),
+        (("--as-of", "2023-01-01"), ("nothing had arrived before", "later --as-of")),
+        (("--as-of", "2024-01-20", "--models", "linear"), ("begins before the log does",)),
+        (("--as-of", "2024-01-20", "--models", "rfm"), ("begins before the log does",)),
+        (("--models", "oracle"), ("no model is called 'oracle'", "pareto_gg")),
+        (("--population", "prospects"), ("0 prospects", "40 buyers", "another --population")),
+        (("--train-cutoffs", "2024-04-20..2024-04-30/5d", "--models", "linear"), ("earlier --tr",)),
+    ],
+)
+def test_a_question_that_the_log_cannot_answer(
+    ask: Ask, tmp_path: Path, words: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    write(tmp_path / "shop.csv", orders())
+    refused(ask("shop.csv", *ASKED, *FAST, *words), *says)
+
+
+def test_a_log_too_small_for_a_net(ask: Ask, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs the extra `train`")
+    write(tmp_path / "shop.csv", orders(users=12, days=160)[::4])
+    refused(ask("shop.csv", *ASKED, "--models", "served"), "fewer than 200", "a longer log")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (orders(users=1), ("one user alone", "--columns")),
+        (orders(amount="-{0}.5"), ("refunds", "no order", "--columns amount")),
+        (orders(amount="10.00"), ("the same value, 10", "LIVEVALUE_RETRAIN__FLAT_PRICES")),
+        (orders(users=6), ("6 buyers", "10 or more")),
+        ([(u, d, a) for u, d, a in orders() if d < 100], ("past the log's end",)),
+        ([(u, d, a) for u, d, a in orders() if d < 100 or d > 170], ("none of 40 buyers spent",)),
+    ],
+    ids=["one user", "all refunds", "constant values", "few users", "short", "nobody spent"],
+)
+def test_a_log_from_which_nothing_can_be_told(
+    ask: Ask, tmp_path: Path, rows: list[Row], says: tuple[str, ...]
+) -> None:
+    write(tmp_path / "shop.csv", rows)
+    refused(ask("shop.csv", *ASKED, *FAST), *says)
+
+
+def test_one_price_is_judged_where_the_settings_say_that_it_is_the_price(
+    ask: Ask, tmp_path: Path
+) -> None:
+    write(tmp_path / "shop.csv", orders(amount="10.00"))
+    said = ask(
+        *("shop.csv", *ASKED, "--models", "pareto_gg,bg_gg,rfm,past_spend,linear,prior"),
+        *("--json", "-"),
+        LIVEVALUE_RETRAIN__FLAT_PRICES="true",
+    )
+    assert said.code == 0, said.err
+    runs = json.loads(said.out)["runs"]
+    assert all(run["metrics"]["ngini"] is not None for run in runs)
+
+
+def test_a_log_without_purchases(ask: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "looks.csv", [(u, d, "") for u, d, _ in orders()])
+    said = ask("looks.csv", "--type", "browse", *ASKED[2:], *FAST)
+    refused(said, "no purchase", "--columns")
+
+
+def test_a_mix_of_currencies_is_not_judged_by_what_is_left(ask: Ask, tmp_path: Path) -> None:
+    rows = [(u, d, f"{a},{'USD' if i % 3 else 'EUR'}") for i, (u, d, a) in enumerate(orders())]
+    write(tmp_path / "mixed.csv", rows, "user_id,event_time,amount,currency")
+    refused(
+        ask("mixed.csv", *ASKED, *FAST, LIVEVALUE_VALUE__CURRENCY="EUR"),
+        "mixes currencies",
+        "LIVEVALUE_VALUE__RATES",
+    )
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(ask: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "shop.csv", orders())
+    said = ask("shop.csv", *ASKED, *FAST, "--html", "no/such/folder/page.html")
+    refused(said, "page.html", "name another file")
+    assert "pareto_gg" not in said.err
+
+
+def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> None:
+    refused(ask("nowhere.csv", *ASKED), "nowhere.csv")
+    said = ask("nowhere.csv")
+    assert said.code == 2 and "--as-of" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--target-share", "1"), "--target-share"),
+        (("--threshold", "much"), "--threshold"),
+        (("--horizon", "3h"), "write 28d"),
+        (("--as-of", "yesterday"), "no date or time"),
+    ],
+)
+def test_wrong_words_are_wrong_usage(
+    ask: Ask, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    said = ask("shop.csv", *ASKED, *words)
+    assert said.code == 2 and says in said.err
