@@ -98,8 +98,11 @@ def bootstrap(
     keys = [(model, metric) for model in parts[0].said for metric in metrics]
     prepared: list[dict[tuple[str, str], Weighted]] = []
     for part in parts:
-        oracle = _Oracle(part.actual)
-        prepared.append({(m, k): _prepared(k, part.actual, part.said[m], oracle) for m, k in keys})
+        oracle = _Sorted(part.actual, part.actual)
+        sorted_by = {model: _Sorted(part.actual, said) for model, said in part.said.items()}
+        prepared.append(
+            {(m, k): _prepared(k, part.actual, part.said[m], sorted_by[m], oracle) for m, k in keys}
+        )
     out = {key: np.empty(1 + draws) for key in keys}
     for draw in range(1 + draws):
         times = None
@@ -125,27 +128,28 @@ def _rows_of(windows: npt.NDArray[np.integer]) -> list[npt.NDArray[np.intp]]:
     return [np.flatnonzero(windows == w) for w in np.unique(windows)]
 
 
-class _Oracle:
-    """Gini of the perfect ranking: one a draw, whatever the number of models."""
+class _Sorted(Gain):
+    """A ranking that several metrics look at: weighted once a draw, not once a metric."""
 
-    def __init__(self, actual: Values) -> None:
-        self._gain = Gain(actual, actual)
-        self._last: tuple[Values | None, float] | None = None
+    def __init__(self, actual: Values, by: Values) -> None:
+        super().__init__(actual, by)
+        self._drawn: tuple[Values | None, tuple[Values, Values]] | None = None
 
-    def gini(self, weight: Values | None) -> float:
-        if self._last is None or self._last[0] is not weight:
-            self._last = weight, self._gain.gini(weight)
-        return self._last[1]
+    def _groups(self, weight: Values | None) -> tuple[Values, Values]:
+        if self._drawn is None or self._drawn[0] is not weight:
+            self._drawn = weight, super()._groups(weight)
+        return self._drawn[1]
 
 
-def _prepared(metric: str, actual: Values, predicted: Values, oracle: _Oracle) -> Weighted:
-    """The metric as a function of how often each row was drawn; gains are sorted once."""
+def _prepared(
+    metric: str, actual: Values, predicted: Values, ranking: _Sorted, oracle: _Sorted
+) -> Weighted:
+    """The metric as a function of how often each row was drawn; rankings are sorted once."""
     if metric == "ngini":
-        model = Gain(actual, predicted)
-        return lambda weight: model.gini(weight) / oracle.gini(weight)
+        return lambda weight: ranking.gini(weight) / oracle.gini(weight)
     if metric in ("top10", "top20"):
-        gain, share = Gain(actual, predicted), 0.1 if metric == "top10" else 0.2
-        return lambda weight: gain.top(share, weight)
+        share = 0.1 if metric == "top10" else 0.2
+        return lambda weight: ranking.top(share, weight)
     if metric == "bias":
         return lambda weight: _ratio(predicted, actual, weight)
     if metric == "mae":
