@@ -127,7 +127,9 @@ def _show_gate(found: dict[str, Any], out: Output) -> None:
     tried = {one["as_of"]: one for one in corrector["origins"]}
     if found["origins"]["note"]:
         out.say(found["origins"]["note"])
-    horizon = found["origins"]["horizon"]
+    rows, horizon = found["origins"]["rows"], found["origins"]["horizon"]
+    if not rows:
+        return
     out.table(
         (f"origin, {horizon}", "users", "nGini", "champion", "bias", "champion", "corrected"),
         (
@@ -140,7 +142,7 @@ def _show_gate(found: dict[str, Any], out: Output) -> None:
                 measured(theirs.get(row["as_of"], {}).get("bias")),
                 measured(tried[row["as_of"]]["corrected"]),
             )
-            for row in found["origins"]["rows"]
+            for row in rows
         ),
     )
     verdict = f"kept, x {corrector['factor']:.3f}" if corrector["kept"] else "left out"
