@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.bench import PARTITIONS, Bench
 from featurestore.backends.redis import RedisStore
 from featurestore.blob import HEADER
-from featurestore.columns import EVENT
-from featurestore.state import SEEN, STATE, States
+from featurestore.columns import BARE
+from featurestore.state import PLAIN, SEEN, States
 from scoring.scorer import Scorer
 from streams.row import split
 
@@ -49,9 +49,9 @@ async def _parts(bench: Bench) -> dict[str, float]:
             tails = states.has_tail()
             total["users"] += len(rows)
             total["state"] += sum(map(len, rows))
-            total["settled"] += len(rows) * STATE.itemsize
-            total["head"] += int(tails.sum()) * STATE.itemsize
-            total["tail"] += len(states.tail.values) * EVENT.itemsize
+            total["settled"] += len(rows) * PLAIN
+            total["head"] += int(tails.sum()) * PLAIN
+            total["tail"] += len(states.tail.values) * BARE
             total["ids"] += len(states.ids.values) * SEEN.itemsize
             total["ring"] += len(states.ring.values) * SEEN.itemsize
             total["header"] += len(rows) * (HEADER.itemsize + 4)

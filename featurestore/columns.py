@@ -29,8 +29,12 @@ EVENT = np.dtype(
         ("source", "u1"),  # index of the source topic in the settings
         ("flags", "u1"),  # NO_ID, LATE, STEPS
         ("target", "u1"),  # code of the user addressed, 0 = none; see events.target_code
+        ("words", "u1", (4,)),  # codes of what it was about, 0 = none; see events.word_codes
     ]
 )
+
+# Bytes of an event in the tail of a user of whom no words are folded.
+BARE: int = EVENT.fields["words"][1] if EVENT.fields else 0
 
 NO_ID = 1  # flag: came without event_id, never deduplicated
 LATE = 2  # flag: late money, applied at clock - allowed lateness

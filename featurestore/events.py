@@ -246,6 +246,27 @@ def target_code(target: str | None) -> int:
     return 1 + zlib.crc32(target.encode()) % 255 if target else 0
 
 
+WORDS = 64  # buckets of words, codes 1 to WORDS
+_WORD = re.compile(r"\w\w+")
+
+
+def word_codes(category: str | None, text: str | None) -> tuple[int, int, int, int]:
+    """Codes of a category and of the first words of a text, four in all; 0 fills up. Stored: fixed.
+
+    Words are hashed (Weinberger et al. 2009): letters of any script, lower case, two or more.
+
+    >>> word_codes("shoes", "Red running shoes")
+    (11, 16, 48, 24)
+    >>> word_codes(None, "red, RED")
+    (16, 0, 0, 0)
+    """
+    named = [f"category {category}"] if category else []
+    words = dict.fromkeys(_WORD.findall(text[:256].lower())) if text else {}
+    codes = [1 + zlib.crc32(word.encode()) % WORDS for word in [*named, *words][:4]]
+    one, two, three, four = [*codes, 0, 0, 0, 0][:4]
+    return one, two, three, four
+
+
 def parse(data: bytes, implied: str | None = None) -> Event:
     """Read one JSON event; `implied` is the type where `type` is left out.
 

@@ -72,6 +72,11 @@ class FeatureSettings(_Section):
         description="fold whom users address (target_user_id): degree and activity of edges; see "
         "[ADR 8](adr/0008-features-beyond-rfm.md)",
     )
+    interests: bool = Field(
+        False,
+        description="fold what events are about (category, query, text), as hashed words; see "
+        "[ADR 8](adr/0008-features-beyond-rfm.md)",
+    )
     tail_cap: int = Field(256, ge=1, description="recent events kept per user and source")
     ids_cap: int = Field(4096, ge=1, description="identities remembered per user and source")
     ring_cap: int = Field(64, ge=1, description="value events remembered per user and source")

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import EVENT, NO_TIME
+from featurestore.events import WORDS
 from featurestore.rows import Rows, joined, pick
 
 # Columns of STATE["decayed"], once per half-life.
@@ -75,10 +76,13 @@ STATE = np.dtype(
         ("decayed_edges", "<f8", (3,)),
         ("edges", "<u4"),  # interactions that address another user
         ("circle", "u1", (CIRCLE // 8,)),  # bit n: somebody with code n was addressed
+        # The same for the setting `interests`: decayed words, at the middle half-life.
+        ("words", "<f4", (WORDS,)),
     ]
 )
-# Bytes of a side that every user has; the rest is about edges.
+# Bytes of a side that every user has, and of one with edges; the rest is about interests.
 PLAIN: int = STATE.fields["last_edge_ms"][1] if STATE.fields else 0
+EDGED: int = STATE.fields["words"][1] if STATE.fields else 0
 # One event as remembered for deduplication.
 SEEN = np.dtype(
     [

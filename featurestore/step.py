@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import LATE, NO_TIME, STEPS, Kind
+from featurestore.events import WORDS
 from featurestore.fold_settings import DAY_MS, WEEK_MS, FoldSettings
 from featurestore.rows import Index, Records, pick
 from featurestore.state import (
@@ -98,6 +99,7 @@ def step(sides: Records, starts: Index, events: Records, settings: FoldSettings)
     _rhythm(sides, first, last, owner, time, ordered, before, weights[1], settings)
     _mix(sides, owner, events, time, weights[1].astype(np.float32))
     _edges(sides, owner, events, time, weights)
+    _words(sides, owner, events, weights[1].astype(np.float32))
     _buckets(sides, owner, time, ordered, valued, major, now)
     for h, at in enumerate(moved):
         if len(at):
@@ -174,7 +176,8 @@ def _shrink(sides: Records, h: int, at: Index, since: Times, now: Times, half_li
         sums[:, h] = np.ldexp(sums[:, h], by[:, 0])
         sides["decayed_edges"][at] = sums
     if h == 1:
-        for name in ("rhythm", "mix"):
+        some = ("words",) if sides["words"][at].any() else ()
+        for name in ("rhythm", "mix", *some):
             sides[name][at] = np.ldexp(sides[name][at], by)
 
 
@@ -188,7 +191,8 @@ def _forget(sides: Records, h: int, at: Index) -> None:
         sums[:, h][sums[:, h] < _NOTHING_64] = 0
         sides["decayed_edges"][at] = sums
     if h == 1:
-        for name, nothing in (("rhythm", _NOTHING_64), ("mix", _NOTHING_32)):
+        some = (("words", _NOTHING_32),) if sides["words"][at].any() else ()
+        for name, nothing in (("rhythm", _NOTHING_64), ("mix", _NOTHING_32), *some):
             sums = sides[name][at]
             sums[np.abs(sums) < nothing] = 0
             sides[name][at] = sums
@@ -333,6 +337,17 @@ def _edges(
     for h, weight in enumerate(weights):
         np.add.at(decayed, who * len(weights) + h, weight[at])
     sides["decayed_edges"] = decayed.reshape(-1, len(weights))
+
+
+def _words(sides: Records, owner: Index, events: Records, weight: npt.NDArray[np.float32]) -> None:
+    """Decayed words of what events were about."""
+    words = events["words"]
+    at, which = np.nonzero(words)
+    if not len(at):
+        return
+    sums = sides["words"].reshape(-1).copy()
+    np.add.at(sums, owner[at] * WORDS + words[at, which] - 1, weight[at])
+    sides["words"] = sums.reshape(-1, WORDS)
 
 
 def _buckets(

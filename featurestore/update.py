@@ -40,11 +40,13 @@ class Event:
     source: int
     flags: int
     target: int = 0
+    words: tuple[int, ...] = (0, 0, 0, 0)
 
     @classmethod
     def of(cls, record: Any) -> Event:
         """From one columns.EVENT record."""
-        return cls(**{name: int(record[name]) for name in cls.__slots__})
+        fields = {name: int(record[name]) for name in cls.__slots__ if name != "words"}
+        return cls(**fields, words=tuple(record["words"].tolist()))
 
     @property
     def identity(self) -> tuple[int, int] | None:
@@ -111,7 +113,7 @@ class Side:
     id_hi: int = 0
     id_lo: int = 0
     # By name and index of the half-life: "orders", "browse", "value_browse", "sessions",
-    # "category 3", "hours 27", "edges", …
+    # "category 3", "hours 27", "edges", "word 5", …
     decayed: dict[tuple[str, int], Decayed] = field(default_factory=dict)
     days: dict[int, Tally] = field(default_factory=dict)
     weeks: dict[int, Tally] = field(default_factory=dict)
@@ -211,6 +213,9 @@ def _apply(side: Side, event: Event, settings: FoldSettings) -> None:
         side.last_edge_ms = _most(side.last_edge_ms, time)
         side.circle.add(event.target)
         add("edges", 1, (0, 1, 2))
+    for word in event.words:
+        if word:
+            add(f"word {word - 1}", 1)
     # 1970-01-01 was a Thursday, the fourth day of a week that begins on Monday.
     add(f"hours {(time + 3 * DAY_MS) // (6 * 3_600_000) % 28}", 1)
 

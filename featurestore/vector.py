@@ -257,6 +257,17 @@ def counted(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
     return out
 
 
+def interests(sides: Records) -> Floats:
+    """(U, WORDS) what users' events were about: decayed words, each row of length 1, or 0.
+
+    Of length 1, so silence does not move it: all words fade alike.
+    """
+    words = sides["words"]
+    length = np.sqrt(np.square(words, dtype=np.float64).sum(axis=1, keepdims=True))
+    out: Floats = (words / np.where(length > 0, length, 1)).astype(np.float32)
+    return out
+
+
 # The table and the code agree.
 assert len(SOCIAL) == 6
 assert 3 * len(CHANNELS) + 1 == _WINDOWS - _DECAYED

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from scoring import inputs
 from scoring.carries import carry_rows
 from scoring.examples import Examples
 from scoring.generation import Generation
@@ -51,7 +52,7 @@ def taught(
             told(done, total)
             rows = examples.rows(own)
             made = fit(others)
-            read = rows.read(made.manifest.features)
+            read = inputs.of_rows(made, rows)
             said = made.model.predict(carry_rows(made, rows), read[:, None])
             expected[own] += said.expected[:, 0] / len(fits)
             p_active[own] += said.p_active[:, 0] / len(fits)

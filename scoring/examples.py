@@ -9,7 +9,8 @@ late event that re-orders it begins a new one.
 
 Beside `features` stand `extra` columns: a user's edges where the setting `social` is on, and what
 is known of neighbours (scoring.social) at the row's cut-off where the log has edges. `table` is
-the latter at the log's clock, for the generation to carry.
+the latter at the log's clock, for the generation to carry. `words` are what a user's events were
+about where the setting `interests` is on; what a model reads of them its own directions tell.
 
 Labels: net value in event time [c, c + horizon), clipped at zero, and whether a positive value
 event lies in it. Only mature ones are marked: c + horizon + lateness <= the log's clock.
@@ -31,13 +32,15 @@ import numpy.typing as npt
 
 from featurestore.clock import Clocks
 from featurestore.columns import NO_TIME, Erase, EventBatch, Kind, Outcome
+from featurestore.events import WORDS
 from featurestore.features import FEATURES, table
 from featurestore.fold import Folded, FoldSettings, Steps, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from featurestore.vector import TOKENS, encode
+from featurestore.vector import TOKENS, encode, interests
 from scoring.draws import drawn
 from scoring.inputs import FEATURE_NAMES, positions
+from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
 from scoring.social import NEAR_NAMES, Table
 from scoring.social_graph import Edges, worth
@@ -75,6 +78,7 @@ class Examples:
     extra: Floats  # (N, E) columns beside `features`
     extra_names: tuple[str, ...]  # (E,)
     table: Table | None  # neighbours at the log's clock; None where the log has no edge
+    words: Floats  # (N, WORDS) hashed words, rows of length 1 or 0; (N, 0) where not folded
 
     def __len__(self) -> int:
         return len(self.user)
@@ -83,7 +87,7 @@ class Examples:
         """Some of the rows; users and sequences stay as they are."""
         names = (
             *("user", "window", "features", "extra", "value", "between", "mask"),
-            *("sequence", "position"),
+            *("sequence", "position", "words"),
         )
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
@@ -92,12 +96,19 @@ class Examples:
         """All columns there are, those of `features` first."""
         return (*FEATURE_NAMES, *self.extra_names)
 
-    def read(self, names: Sequence[str]) -> Floats:
-        """(N, F) these columns, as a generation's manifest names them; none named: `features`."""
+    def read(self, names: Sequence[str], directions: Directions | None = None) -> Floats:
+        """(N, F) these columns, as a generation's manifest names them; none named: `features`.
+
+        `directions`: the generation's, where it reads interests.
+        """
         if not names or tuple(names) == FEATURE_NAMES:
             return self.features
-        every = np.concatenate([self.features, self.extra], axis=1)
-        at = positions(self.names, names)
+        there, parts = self.names, [self.features, self.extra]
+        if directions is not None:
+            there = (*there, *INTEREST_NAMES)
+            parts.append(directions(self.words))
+        at = positions(there, names)
+        every = np.concatenate(parts, axis=1)
         return every if at is None else every[:, at]
 
     @property
@@ -257,8 +268,8 @@ class ExampleBuilder:
         sources = [batch.users[u] for u in batch.user[at].tolist()]
         self._edges.add(sources, targets, events["time_ms"], batch.log_ms[at], events["record_ms"])
 
-    def _encoded(self, part: _Partition, at_ms: int) -> Iterator[tuple[list[str], Floats]]:
-        """(users, columns of the fold) of a partition's known users at an instant, in chunks."""
+    def _encoded(self, part: _Partition, at_ms: int) -> Iterator[tuple[list[str], Floats, Floats]]:
+        """(users, columns of the fold, words) of a partition's known users, in chunks."""
         names = [user for user in part.row if user in part.blobs]
         for start in range(0, len(names), CHUNK):
             some = names[start : start + CHUNK]
@@ -269,13 +280,14 @@ class ExampleBuilder:
             states = states.select(known)
             as_of = np.maximum(states.head["last_ms"], at_ms)
             made = encode(states, as_of[:, None], self._log_start_ms, self._features)
-            yield states.users, made[:, 0]
+            words = interests(states.head) if self._features.interests else made[:, 0, :0]
+            yield states.users, made[:, 0], words
 
     def _take(self, part: _Partition, cut: int) -> None:
         """Encode every user of a partition that was seen before the cut-off."""
         window = part.next
         part.next += 1
-        for users, features in self._encoded(part, cut):
+        for users, features, words in self._encoded(part, cut):
             rows = np.array([part.row[user] for user in users], np.int64)
             taken = [self._sequence(part, row) for row in rows.tolist()]
             self._rows.append(
@@ -284,6 +296,7 @@ class ExampleBuilder:
                     np.full(len(rows), window, np.int64),
                     features[:, : len(FEATURES)],
                     features[:, len(FEATURES) :],
+                    words,
                     np.array([s for s, _ in taken], np.int64),
                     np.array([p for _, p in taken], np.int64),
                 )
@@ -306,7 +319,8 @@ class ExampleBuilder:
         none = np.empty(0, np.int64)
         # what an erasure forgets leaves neither a row nor a label behind
         erased_ms = np.array(self._erased_ms, np.int64)
-        made = _Rows.join(self._rows, len(table(self._features)) - len(FEATURES))
+        beyond = len(table(self._features)) - len(FEATURES)
+        made = _Rows.join(self._rows, beyond, WORDS if self._features.interests else 0)
         made = made.only(self._cutoffs[made.window] > erased_ms[made.user])
         joined = [np.concatenate(c) for c in zip(*self._values, strict=True)] or [none] * 4
         user, time_ms, micro, record_ms = joined
@@ -340,6 +354,7 @@ class ExampleBuilder:
             extra=made.edges,
             extra_names=tuple(f.name for f in table(self._features)[len(FEATURES) :]),
             table=None,
+            words=made.words,
         )
 
     def _with_neighbours(self, rows: Examples) -> Examples:
@@ -374,7 +389,7 @@ class ExampleBuilder:
         parts = [
             (users, worth(features))
             for part in self._partitions.values()
-            for users, features in self._encoded(part, self._clock_ms)
+            for users, features, _ in self._encoded(part, self._clock_ms)
         ]
         users = [user for some, _ in parts for user in some]
         values = np.concatenate([np.zeros((0, 3), np.float32), *(value for _, value in parts)])
@@ -438,15 +453,17 @@ class _Rows:
     window: Ints
     features: Floats
     edges: Floats
+    words: Floats
     sequence: Ints
     position: Ints
 
     @classmethod
-    def join(cls, parts: Sequence[_Rows], edges: int) -> _Rows:
+    def join(cls, parts: Sequence[_Rows], edges: int, words: int) -> _Rows:
         if not parts:
             none = np.empty(0, np.int64)
-            empty = np.empty((0, len(FEATURES)), np.float32)
-            return cls(none, none, empty, np.empty((0, edges), np.float32), none, none)
+            sizes = (len(FEATURES), edges, words)
+            features, extra, hashed = (np.empty((0, size), np.float32) for size in sizes)
+            return cls(none, none, features, extra, hashed, none, none)
         names = cls.__slots__
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scoring import inputs
 from scoring.examples import Examples
 from scoring.generation import Generation
 from scoring.interface import Prediction
@@ -41,7 +42,7 @@ class Forecast:
 
 def score(generation: Generation, rows: Examples, chunk: int = 4096) -> Prediction:
     """Predictions for example rows by a loaded generation: carry by its steps, then its heads."""
-    model, read = generation.model, rows.read(generation.manifest.features)
+    model, read = generation.model, inputs.of_rows(generation, rows)
     parts: list[Prediction] = []
     for start in range(0, max(len(rows), 1), chunk):
         part = slice(start, start + chunk)

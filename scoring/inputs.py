@@ -1,8 +1,9 @@
 """The columns that a generation reads, by name: of the fold, and of the table that it carries.
 
 `manifest.features` names them in order; none named means features.FEATURES. Columns of edges are
-there where the setting `features.social` is on, columns of neighbours where the generation has a
-table (scoring.social). A generation that names neither is served as if there were neither.
+there where the setting `features.social` is on, interests where `features.interests` is and the
+generation has their directions (scoring.interests), columns of neighbours where it has a table
+(scoring.social). A generation that names none of them is served as if there were none.
 
 Shapes: U users, K query times, F features.
 """
@@ -18,17 +19,21 @@ import numpy.typing as npt
 from featurestore.features import FEATURES, SOCIAL, table
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from featurestore.vector import encode
+from featurestore.vector import encode, interests
 from scoring.errors import GenerationError
+from scoring.interests import FILE as DIRECTIONS
+from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
-from scoring.social import FILE, NEAR_NAMES, Table
+from scoring.social import FILE as NEIGHBOURS
+from scoring.social import NEAR_NAMES, Table
 
 if TYPE_CHECKING:
-    from scoring.generation import Manifest
+    from scoring.examples import Examples
+    from scoring.generation import Generation, Manifest
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
 SOCIAL_NAMES = tuple(feature.name for feature in SOCIAL)
-KNOWN = frozenset((*FEATURE_NAMES, *SOCIAL_NAMES, *NEAR_NAMES))
+KNOWN = frozenset((*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES))
 
 
 class Inputs:
@@ -38,33 +43,48 @@ class Inputs:
         self, manifest: Manifest, files: Mapping[str, bytes], settings: FeatureSettings
     ) -> None:
         wanted = manifest.features or FEATURE_NAMES
-        edges = bool(set(wanted) & set(SOCIAL_NAMES))
-        near = bool(set(wanted) & set(NEAR_NAMES))
-        if edges and not settings.social:
-            raise GenerationError(
-                "the generation reads edges of the social graph, which are not folded: set"
-                " LIVEVALUE_FEATURES__SOCIAL=true and rebuild the store (`livevalue recover"
-                " rebuild --dry-run`), or promote another generation"
-            )
-        if near and FILE not in files:
-            raise GenerationError(f"the generation lacks {FILE}: publish it again")
+        edges, liked, near = (
+            not set(wanted).isdisjoint(names)
+            for names in (SOCIAL_NAMES, INTEREST_NAMES, NEAR_NAMES)
+        )
+        for reads, name in ((edges, "social"), (liked, "interests")):
+            if reads and not getattr(settings, name):
+                raise GenerationError(
+                    f"the generation reads what is not folded: set LIVEVALUE_FEATURES__"
+                    f"{name.upper()}=true and rebuild the store (`livevalue recover rebuild"
+                    " --dry-run`), or promote another generation"
+                )
+        for reads, name in ((near, NEIGHBOURS), (liked, DIRECTIONS)):
+            if reads and name not in files:
+                raise GenerationError(f"the generation lacks {name}: publish it again")
         self._log_start_ms = manifest.log_start_ms
         # What is not read is not encoded.
         self._settings = settings if edges else settings.model_copy(update={"social": False})
-        self._table = Table.load(files[FILE]) if near else None
+        self._table = Table.load(files[NEIGHBOURS]) if near else None
+        self._directions = Directions.load(files[DIRECTIONS]) if liked else None
         made = [feature.name for feature in table(self._settings)]
-        if near:
-            made += NEAR_NAMES
+        made += INTEREST_NAMES if liked else ()
+        made += NEAR_NAMES if near else ()
         self._pick = positions(made, wanted)
 
     def encode(self, states: States, when_ms: npt.NDArray[np.int64]) -> Floats:
         """Columns (U, K, F) of users at `when_ms` (U, K)."""
         out = encode(states, when_ms, self._log_start_ms, self._settings)
+        more = []  # the same at all query times
+        if self._directions is not None:
+            more.append(self._directions(interests(states.head)))
         if self._table is not None:
-            near = self._table.join(states.users, states.erased_ms)
-            wide = np.broadcast_to(near[:, None], (*out.shape[:2], near.shape[1]))
-            out = np.concatenate([out, wide], axis=2)
+            more.append(self._table.join(states.users, states.erased_ms))
+        if more:
+            wide = [np.broadcast_to(x[:, None], (*out.shape[:2], x.shape[1])) for x in more]
+            out = np.concatenate([out, *wide], axis=2)
         return out if self._pick is None else out[:, :, self._pick]
+
+
+def of_rows(made: Generation, rows: Examples) -> Floats:
+    """(N, F) what a generation reads of example rows, as `Inputs` makes it of states."""
+    kept = made.files.get(DIRECTIONS)
+    return rows.read(made.manifest.features, Directions.load(kept) if kept else None)
 
 
 def positions(made: Sequence[str], wanted: Sequence[str]) -> npt.NDArray[np.intp] | None:

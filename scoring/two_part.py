@@ -25,7 +25,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from featurestore.features import FEATURES
-from scoring import calibration
+from scoring import calibration, inputs
 from scoring.errors import GenerationError, TooLittleData
 from scoring.examples import Examples
 from scoring.generation import Generation, Manifest, build
@@ -237,7 +237,7 @@ def train(
         trial = fit(manifest, examples.rows(older))
         aside = examples.rows(examples.window == newest)
         none = np.zeros((len(aside), 0), np.float32)
-        raw = trial.model.predict(none, aside.read(trial.manifest.features)[:, None])
+        raw = trial.model.predict(none, inputs.of_rows(trial, aside)[:, None])
         fitted = calibration.fit(
             raw.expected[:, 0], raw.p_active[:, 0], aside.value, aside.active, aside.mask
         )

@@ -34,7 +34,14 @@ import numpy as np
 
 from featurestore import money, times
 from featurestore.columns import NO_ID, STEPS, Erase, EventBatch
-from featurestore.events import MAX_DEPTH, TYPES, action_code, addressed, category_code
+from featurestore.events import (
+    MAX_DEPTH,
+    TYPES,
+    action_code,
+    addressed,
+    category_code,
+    word_codes,
+)
 from featurestore.partitioner import partition as partition_of
 from featurestore.partitioner import partitions_of
 from featurestore.records import (
@@ -46,7 +53,7 @@ from featurestore.records import (
     decoder,
 )
 from streams import cloudevents
-from streams.columns import Columns, Decoded, merge
+from streams.columns import NO_WORDS, Columns, Decoded, Words, merge
 from streams.columns import batch as as_batch
 from streams.deadletter import Reason, Rejected, origin
 from streams.reading import RawRecord, Reader, Row
@@ -78,6 +85,8 @@ class Codec:
         self._limit = kafka.max_record_bytes
         self._derive_ids = settings.features.derive_ids
         self._social = settings.features.social
+        self._interests = settings.features.interests
+        self._bare_words: dict[str | None, Words] = {None: NO_WORDS}
         self._reader = Reader(settings)
         self._table = self._reader.table
         self._carry_actions = frozenset(settings.features.carry_actions)
@@ -110,6 +119,7 @@ class Codec:
         add_kind, add_flags = columns.kind.append, columns.flags.append
         add_offset, add_identity = columns.offset.append, columns.identity.append
         add_event_id, add_target = columns.event_id.append, columns.target.append
+        interests, bare_words, add_words = self._interests, self._bare_words, columns.words.append
         no_id = 0
 
         for record in records:
@@ -144,7 +154,7 @@ class Codec:
                 else:
                     raise _Odd
 
-                action, flags, target = 0, 0, None
+                action, flags, target, text = 0, 0, None, None
                 if type(event) is PurchaseRecord:
                     kind = 1
                     token = bytes(event.amount)
@@ -157,12 +167,12 @@ class Codec:
                     if event.items:
                         _check_items(event.items)
                 elif type(event) is BrowseRecord:
-                    kind, worth = 0, 0
+                    kind, worth, text = 0, 0, event.query
                     if rule_browse is not None:
                         worth = self._table.value(rule_browse, _counted(rule_browse, event))
                 else:
                     assert type(event) is InteractionRecord
-                    kind, worth = 2, 0
+                    kind, worth, text = 2, 0, event.text
                     action, rule, steps = self._actions.get(event.action) or self._action(
                         event.action
                     )
@@ -182,6 +192,9 @@ class Codec:
                 category = categories.get(event.category)
                 if category is None:
                     category = self._category(event.category)
+                if interests:
+                    known = bare_words.get(event.category) if text is None else None
+                    words = known or self._words(event.category, text)
                 event_id = event.event_id
                 offset = record.offset
                 if event_id is not None:
@@ -204,7 +217,7 @@ class Codec:
                     continue
                 time, worth, action, category = row.time_ms, row.value, row.action, row.category
                 kind, flags, event_id, offset = row.kind, row.flags, row.event_id, record.offset
-                target = row.target
+                target, words = row.target, row.words
                 no_id += bool(flags & NO_ID)
                 digest = row.identity
             else:
@@ -224,6 +237,8 @@ class Codec:
             add_identity(digest)
             add_event_id(event_id)
             add_target(target)
+            if interests:
+                add_words(words)
 
         decoded = Decoded(
             as_batch(source, list(users), columns, [erase for erase, _ in erases], self._social),
@@ -269,6 +284,15 @@ class Codec:
             self._categories[None] = 0
         self._categories[name] = code = category_code(name)
         return code
+
+    def _words(self, category: str | None, text: str | None) -> Words:
+        """Codes of words; those of a category alone are remembered."""
+        made = word_codes(category, text)
+        if text is None:
+            if len(self._bare_words) >= _CACHE:
+                self._bare_words.clear()
+            self._bare_words[category] = made
+        return made
 
     def _worth(
         self, rule: Rule | None, amount: int, code: str | None, time_ms: int, matters: bool
@@ -382,6 +406,7 @@ class Codec:
             identity=[row.identity for row, _ in rows],
             event_id=[row.event_id for row, _ in rows],
             target=[row.target for row, _ in rows],
+            words=[row.words for row, _ in rows] if self._interests else [],
         )
         names = [user.encode() for user in users]
         batch = as_batch(source, names, columns, erases, self._social)

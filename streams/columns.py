@@ -15,6 +15,9 @@ from featurestore.columns import EVENT, Erase, EventBatch
 from featurestore.events import target_code
 from streams.deadletter import Rejected
 
+Words = tuple[int, int, int, int]  # codes, 0 fills up
+NO_WORDS: Words = (0, 0, 0, 0)
+
 
 @dataclass(slots=True)
 class Decoded:
@@ -42,6 +45,7 @@ class Columns:
     identity: list[bytes] = field(default_factory=list)
     event_id: list[str | None] = field(default_factory=list)
     target: list[str | None] = field(default_factory=list)
+    words: list[Words] = field(default_factory=list)  # empty where interests are not folded
 
 
 def batch(
@@ -65,6 +69,8 @@ def batch(
     events["kind"] = columns.kind
     events["flags"] = columns.flags
     events["source"] = source
+    if columns.words:
+        events["words"] = columns.words
     if social:
         events["target"] = [target_code(target) for target in columns.target]
     identity = np.frombuffer(b"".join(columns.identity), "<u8").reshape(n, 2)
@@ -85,18 +91,20 @@ def batch(
 def content(events: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
     """Hash of all that the fold reads of each event, (N,): time, value, action, category, kind.
 
-    And whom it addressed, where the fold reads that. Multiply and shift as in splitmix64's
-    finaliser, one round a column.
+    And whom it addressed and its words, where the fold reads them. Multiply and shift as in
+    splitmix64's finaliser, one round a column.
     """
     h = np.full(len(events), 0x9E3779B97F4A7C15, np.uint64)
     for name in ("time_ms", "value_micro", "action", "category", "kind"):
         h = (h ^ events[name].astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
         h ^= h >> np.uint64(31)
-    # Only where there is one: without, an event's hash is what it was before targets were read.
-    at = np.flatnonzero(events["target"])
-    if len(at):
-        one = (h[at] ^ events["target"][at].astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
-        h[at] = one ^ (one >> np.uint64(31))
+    # Only where there are any: without, an event's hash is what it was before they were read.
+    words = np.ascontiguousarray(events["words"]).view("<u4")[:, 0] if len(events) else h
+    for more in (events["target"], words):
+        at = np.flatnonzero(more)
+        if len(at):
+            one = (h[at] ^ more[at].astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
+            h[at] = one ^ (one >> np.uint64(31))
     h *= np.uint64(0x94D049BB133111EB)
     return (h >> np.uint64(32)).astype(np.uint32)
 

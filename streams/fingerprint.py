@@ -39,8 +39,7 @@ class Fingerprint:
 
     def __init__(self, settings: Settings, generation: str) -> None:
         # A switch that is off is as if it had never been: stores from before it go on.
-        social = settings.features.social
-        off = set() if social else {"social"}
+        off = {name for name in ("social", "interests") if not getattr(settings.features, name)}
         what = {
             "features": settings.features.model_dump(mode="json", exclude=off),
             "table": [f.name for f in FEATURES],
@@ -54,7 +53,7 @@ class Fingerprint:
             "silence": [float(days) for days in settings.model.silence_days],
             "generation": generation,
         }
-        if social:
+        if "social" not in off:
             what["edges"] = [f.name for f in SOCIAL]
         self.content = json.dumps(what, sort_keys=True).encode()
         self.text = _hash(self.content)  # as it stands in the watermark

@@ -28,9 +28,11 @@ from featurestore.events import (
     addressed,
     category_code,
     loads,
+    word_codes,
 )
 from featurestore.records import BrowseRecord, InteractionRecord, PurchaseRecord, fields_of
 from streams import cloudevents
+from streams.columns import Words
 from streams.deadletter import Reason, Rejected, origin
 from streams.settings import Settings
 from streams.valuetable import ONE, UnknownCurrency, ValueTable
@@ -74,6 +76,7 @@ class Row:
     identity: bytes
     event_id: str | None
     target: str | None  # whom it addressed
+    words: Words  # codes of what it was about
 
 
 class Reader:
@@ -147,6 +150,7 @@ class Reader:
             identity=blake2b(named, digest_size=16).digest(),
             event_id=event.event_id,
             target=_addressed(event),
+            words=word_codes(event.category, _text(event)),
         )
 
     def _model(self, source: int, fields: dict[str, Any]) -> Event:
@@ -224,6 +228,16 @@ class Reader:
         if "type" in named:
             name = bytes(named["type"]).decode(errors="replace").strip('" ')
         return len(named.keys() - _FIELDS.get(name or "", _ALL_FIELDS))
+
+
+def _text(event: Event) -> str | None:
+    match event:
+        case Browse():
+            return event.query
+        case Interaction():
+            return event.text
+        case _:
+            return None
 
 
 def _addressed(event: Event) -> str | None:

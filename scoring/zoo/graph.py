@@ -1,4 +1,4 @@
-"""One hop over the social graph: the features of a user, his edges, and his neighbours' worth.
+"""One hop over the social graph: a user's features, edges, interests, and his neighbours' worth.
 
 A graph convolution of one layer (Kipf & Welling 2017, arXiv:1609.02907) multiplies the normalised
 adjacency with the features and then with a matrix of weights. The first product needs other users
@@ -21,11 +21,14 @@ from functools import partial
 import numpy as np
 from safetensors.numpy import save
 
-from scoring import social, two_part
+from scoring import interests, social, two_part
 from scoring.examples import Examples
 from scoring.generation import Generation, Manifest, build
+from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
+from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
 from scoring.seen import DRIFTING, moved_by, unseen
+from scoring.social import NEAR_NAMES
 from scoring.two_part import Labels, Mask, Scaling, TwoPart
 
 RIDGE = 30.0  # in examples: standardised weights are pulled to 0 as by so many of them
@@ -40,11 +43,17 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
     """Fit on all cut-offs, calibrated on the newest."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
-        x = rows.read(rows.names)
+        there, directions = rows.names, None
+        if rows.words.any():
+            there, directions = (*there, *INTEREST_NAMES), Directions.of(rows.words)
+        # In the order in which they are made, so that nothing is moved when serving.
+        order = (*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
+        names = tuple(name for name in order if name in there)
+        x = rows.read(names, directions)
         silent = moved_by(unseen(rows.seen_types)) | DRIFTING
-        keep = two_part.varies(x) & np.array([name not in silent for name in rows.names])
+        keep = two_part.varies(x) & np.array([name not in silent for name in names])
         arrays = fit(x[:, keep], Labels.of(rows), ridge)
-        return generation(manifest, rows.names, keep, arrays, rows.table)
+        return generation(manifest, names, keep, arrays, rows.table, directions)
 
     return two_part.train("graph", examples, fitted, {"ridge": ridge})
 
@@ -67,14 +76,17 @@ def generation(
     keep: Mask,
     arrays: Mapping[str, Floats],
     table: social.Table | None,
+    directions: Directions | None = None,
 ) -> Generation:
-    """Fitted arrays, and the table of neighbours if there is one; `names` are all columns read."""
+    """Fitted arrays, with what else they are read by; `names` are all columns read."""
     trained = tuple(name for name, kept in zip(names, keep.tolist(), strict=True) if kept)
     files = {two_part.FILE: save(dict(arrays))}
     params = dict(manifest.params)
     if table is not None:
         files[social.FILE] = table.dump()
         params["users_with_neighbours"] = len(table.keys)
+    if directions is not None:
+        files[interests.FILE] = directions.dump()
     manifest = manifest.model_copy(
         update={"features": names, "trained_features": trained, "params": params}
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from featurestore.clock import Clocks
 from featurestore.columns import EVENT, NO_ID, NO_TIME, STEPS, Erase, EventBatch, Kind
-from featurestore.events import action_code
+from featurestore.events import WORDS, action_code
 from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.fold_settings import DAY_MS
 from featurestore.settings import FeatureSettings
@@ -139,6 +139,7 @@ def draw_event(
         source=source,
         flags=flags,
         target=chance.choice([0, 0, 0, 1, 77, 200, 255, chance.randrange(1, 256)]),
+        words=chance.choice([(0, 0, 0, 0), (1, 0, 0, 0), (64, 5, 5, 0), (2, 3, 4, 63)]),
     )
 
 
@@ -288,6 +289,9 @@ def assert_same_side(row: np.void, side: Side, settings: FoldSettings) -> None:
     for c, name in enumerate(names):
         expected = side.decayed_sum(name, 1)
         assert abs(scale * float(row["mix"][c]) - expected) <= 1e-5 * expected + 1e-7, name
+    for c in range(WORDS):
+        expected = side.decayed_sum(f"word {c}", 1)
+        assert abs(scale * float(row["words"][c]) - expected) <= 1e-5 * expected + 1e-7, c
     for which, (tallies, span) in enumerate(((side.days, DAY_MS), (side.weeks, 7 * DAY_MS))):
         newest = side.last_ms // span
         for number in range(newest - BUCKETS + 1, newest + 1):

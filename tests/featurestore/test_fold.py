@@ -118,6 +118,7 @@ def test_caps_and_idle_sources_leave_identities_counts_money_and_decayed_sums_eq
     assert (off <= limit[:, None, None] + 1e-9 * np.abs(one.head["decayed"])).all()
     np.testing.assert_allclose(one.head["decayed_edges"], other.head["decayed_edges"], rtol=1e-9)
     np.testing.assert_allclose(one.head["mix"], other.head["mix"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.head["words"], other.head["words"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.head["buckets"], other.head["buckets"], rtol=1e-5, atol=1e-3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ _BASE = Event(
 _ONE = settings(1)
 
 
-def event(hour: float, identity: int, *, value: int = 0, **changes: int) -> Event:
+def event(hour: float, identity: int, *, value: int = 0, **changes: Any) -> Event:
     """An event of source 0, `hour` hours after the start."""
     time = START_MS + int(hour * HOUR_MS)
     made = replace(_BASE, time_ms=time, record_ms=time, id_lo=identity, value_micro=value)

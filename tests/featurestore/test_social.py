@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featurestore.blob import VERSION, WITHOUT_EDGES
+from featurestore.blob import WITH_EDGES, WITHOUT_EDGES
 from featurestore.events import target_code
 from featurestore.features import FEATURES, SOCIAL, table
 from featurestore.fold_settings import DAY_MS
@@ -27,7 +27,7 @@ def talk(targets: list[str | None], user: str = "ada", seed: int = 0) -> States:
     for i, target in enumerate(targets):
         now = START_MS + i * 3_600_000
         event = draw_event(chance, now, 0, late=False)
-        event = replace(event, time_ms=now, target=target_code(target))
+        event = replace(event, time_ms=now, target=target_code(target), words=(0, 0, 0, 0))
         records.append(Record(0, i, user, now, event))
     return play(records, [7], settings(1)).states()
 
@@ -64,7 +64,7 @@ def test_who_addresses_nobody_is_stored_as_before_the_setting_was_known() -> Non
     assert {blob[0] for blob in talk([None, None]).encode()} == {WITHOUT_EDGES}
     with_edge = talk([None, "bo"])
     (blob,) = with_edge.encode()
-    assert blob[0] == VERSION
+    assert blob[0] == WITH_EDGES
     again = States.decode(with_edge.users, [blob])
     assert again.head.tobytes() == with_edge.head.tobytes()
     assert again.settled.tobytes() == with_edge.settled.tobytes()

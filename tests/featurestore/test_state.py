@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.blob import HEADER, VERSION, WITHOUT_EDGES
-from featurestore.columns import EVENT, NO_TIME
+from featurestore.blob import HEADER, VERSION, WITH_EDGES, WITHOUT_EDGES
+from featurestore.columns import BARE, EVENT, NO_TIME
 from featurestore.digest import EXACT, Digest, exact_fields
 from featurestore.errors import StateFormatError
-from featurestore.state import MARKS, PLAIN, SEEN, STATE, States, history
+from featurestore.state import EDGED, MARKS, PLAIN, SEEN, STATE, States, history
 from tests.featurestore.logs import HOUR_MS, START_MS, Record, batch_of, in_time, play, settings
 from tests.featurestore.test_vector import plain_log
 
@@ -111,14 +111,17 @@ def test_sizes_are_what_the_layout_says() -> None:
     states = some_states(5)
     for u, blob in enumerate(states.encode()):
         sides = 2 if states.has_tail()[u] else 1
-        edged = states.head["edges"][u] > 0
-        size = HEADER.itemsize + sides * (STATE.itemsize if edged else PLAIN)
-        size += len(states.tail.row(u)) * EVENT.itemsize
+        edged, worded = states.head["edges"][u] > 0, bool(states.head["words"][u].any())
+        side = STATE.itemsize if worded else EDGED if edged else PLAIN
+        assert blob[0] == (VERSION if worded else WITH_EDGES if edged else WITHOUT_EDGES)
+        size = HEADER.itemsize + sides * side
+        size += len(states.tail.row(u)) * (EVENT.itemsize if worded else BARE)
         size += (len(states.ids.row(u)) + len(states.ring.row(u))) * SEEN.itemsize
         assert len(blob) == size
-    assert 0 < (states.head["edges"] > 0).sum() < len(states.users)
+    assert {blob[0] for blob in states.encode()} == {WITHOUT_EDGES, WITH_EDGES, VERSION}
     assert 600 <= PLAIN <= 900
-    assert STATE.itemsize - PLAIN <= 72
+    assert EDGED - PLAIN <= 72
+    assert STATE.itemsize - EDGED <= 256
 
 
 def told(states: States, u: int) -> dict[str, list[int]]:
@@ -137,6 +140,7 @@ def told(states: States, u: int) -> dict[str, list[int]]:
         "edges": [int(states.head[name][u]) for name in ("edges", "last_edge_ms")],
         "decayed_edges": np.round(states.head["decayed_edges"][u] * 1000).astype(int).tolist(),
         "circle": states.head["circle"][u].tolist(),
+        "words": np.round(states.head["words"][u] * 1000).astype(int).tolist(),
     }
 
 
@@ -153,9 +157,8 @@ def test_every_version_is_read_for_ever_and_rolled_forward(version: int) -> None
     assert {blob[0] for blob in blobs} == {version}
     states = States.decode(users, blobs)
     written = states.encode()
-    edged = states.head["edges"] > 0
-    assert [blob[0] for blob in written] == np.where(edged, VERSION, WITHOUT_EDGES).tolist()
-    assert edged.any() == (version == VERSION)
+    # Version 1 is rolled forward; the others are still written, each of users who need it.
+    assert {blob[0] for blob in written} == {max(version, WITHOUT_EDGES)}
     for read in (states, States.decode(users, written)):
         for u, told_then in enumerate(wanted):
             assert told_then.items() <= told(read, u).items()

@@ -53,8 +53,10 @@ def plain_log(chance: random.Random, size: int, pace_ms: int = DAY_MS) -> Log:
         source = chance.randrange(3)
         event = draw_event(chance, now, source)
         user = f"user-{chance.randrange(9)}"
-        if user == "user-0":  # the one without an edge
+        if user == "user-0":  # the one without an edge or a word
             event = replace(event, target=0)
+        if user in ("user-0", "user-1", "user-2"):
+            event = replace(event, words=(0, 0, 0, 0))
         log[source].append(Record(source, len(log[source]), user, now, event))
     return log
 

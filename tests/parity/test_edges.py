@@ -1,13 +1,15 @@
-"""Law 4 with edges of the social graph folded, and with a generation that carries neighbours."""
+"""Law 4 with edges and words folded, and a generation that carries neighbours and directions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from featurestore.events import WORDS
 from featurestore.settings import FeatureSettings
 from scoring.generation import Generation, Manifest
 from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
+from scoring.interests import INTEREST_NAMES, Directions
 from scoring.social import NEAR_NAMES, Table
 from scoring.two_part import OUTPUTS
 from scoring.zoo import graph
@@ -17,12 +19,14 @@ from tests.featurestore.logs import assert_same_side
 from tests.parity.nasty import laid, nasty
 from tests.parity.playing import Order, Played, all_differences, by_clock, cuts, settings
 
-NAMES = (*FEATURE_NAMES, *SOCIAL_NAMES, *NEAR_NAMES)
+NAMES = (*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
 DAY_S = 86_400
 
 
 def with_edges(partitions: int) -> Settings:
-    return settings(False, partitions).model_copy(update={"features": FeatureSettings(social=True)})
+    return settings(False, partitions).model_copy(
+        update={"features": FeatureSettings(social=True, interests=True)}
+    )
 
 
 def generation() -> Generation:
@@ -44,7 +48,8 @@ def generation() -> Generation:
     # Made before the log began: who is erased in it has no neighbours from then on.
     table = Table.of(users, near, 0)
     manifest = Manifest(family="graph", horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S))
-    return graph.generation(manifest, NAMES, np.ones(width, bool), arrays, table)
+    directions = Directions.of(np.eye(WORDS, dtype=np.float32))
+    return graph.generation(manifest, NAMES, np.ones(width, bool), arrays, table, directions)
 
 
 @pytest.mark.parametrize(("partitions", "batch"), [(1, 40), (3, 4096)])
@@ -58,13 +63,14 @@ async def test_interleavings_batches_and_restarts_change_no_value(
     digest, documents = await first.digest(), await first.documents()
     assert len(documents) > 50
     assert first.twins
-    edges = 0
+    edges = words = 0
     for p, twin in first.twins.items():
         states = await first.states(p)
         for u, name in enumerate(states.users):
             assert_same_side(states.head[u], twin.users[name].head(twin.settings), twin.settings)
         edges += int((states.head["edges"] > 0).sum())
-    assert edges > 20
+        words += int(states.head["words"].any(axis=1).sum())
+    assert min(edges, words) > 20
     orders: tuple[Order, ...] = ("random", "ahead", "ahead-reversed")
     for seed, order in enumerate(orders):
         other = Played(shape, made)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from featurestore.events import WORDS
 from featurestore.features import FEATURES, STATIC
 from featurestore.step import TOKENS
 from scoring import checks, two_part
@@ -14,6 +15,7 @@ from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, Manifest, prior
 from scoring.inputs import SOCIAL_NAMES
+from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.social import NEAR_NAMES, Table
@@ -23,7 +25,7 @@ from scoring.zoo import FAMILIES, NETS, blend, gbm, graph, linear, polynomial, s
 NAMES = [feature.name for feature in FEATURES]
 DAY_S = 86_400
 SAMPLE = Sample.drawn(40, 5, len(NAMES), len(TOKENS))
-WIDE = (*NAMES, *SOCIAL_NAMES, *NEAR_NAMES)
+WIDE = (*NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
 
 
 def made_prior() -> Generation:
@@ -63,7 +65,8 @@ def made_graph() -> Generation:
     keep = np.concatenate([keep, np.ones(more.shape[1], bool)])
     table = Table.of(["ada", "bo"], np.ones((2, len(NEAR_NAMES)), np.float32), 5)
     named = manifest.model_copy(update={"family": "graph"})
-    return graph.generation(named, WIDE, keep, graph.fit(x, labels), table)
+    directions = Directions.of(np.eye(WORDS, dtype=np.float32))
+    return graph.generation(named, WIDE, keep, graph.fit(x, labels), table, directions)
 
 
 def made_polynomial() -> Generation:

@@ -164,9 +164,9 @@ def test_what_comes_after_a_cut_off_is_in_no_row_before_it() -> None:
     assert any((whole[name, 0] != whole[name, 3]).any() for name, window in whole if window == 0)
 
 
-def live(log: Log, until_ms: int) -> States:
+def live(log: Log, until_ms: int, features: FeatureSettings = ON) -> States:
     """Users as a worker has folded them by then."""
-    settings, kept = FoldSettings.of(ON, ["events"]), dict[str, bytes]()
+    settings, kept = FoldSettings.of(features, ["events"]), dict[str, bytes]()
     clocks = {0: Clocks.start(1), 1: Clocks.start(1)}
     for p, batch in log:
         part = batch.before(until_ms)

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurestore.columns import EVENT, NO_ID, STEPS, Erase
-from featurestore.events import TYPES, action_code, category_code, target_code
+from featurestore.events import TYPES, action_code, category_code, target_code, word_codes
 from featurestore.partitioner import partition
 from featurestore.settings import DatedRate, FeatureSettings, ValueRule, ValueSettings
 from streams.codec import Codec, Decoded, merge
@@ -54,7 +54,7 @@ CODECS = [
         Settings(
             kafka=KafkaSettings(partitions=2, partitioner="fnv1a"),
             value=RULES,
-            features=FeatureSettings(derive_ids=True, social=True),
+            features=FeatureSettings(derive_ids=True, social=True, interests=True),
         )
     ),
     Codec(Settings(kafka=ONE, value=ValueSettings(kind="count", currency="points", rules=()))),
@@ -469,6 +469,24 @@ def test_whom_an_interaction_addresses_is_folded_only_where_the_setting_says_so(
     # Another target under a known id is other content only to who reads targets.
     assert len(set(told.events["content"].tolist())) == 3
     assert set(silent.events["content"].tolist()) == {int(told.events["content"][4])}
+
+
+def test_what_events_are_about_is_folded_only_where_the_setting_says_so() -> None:
+    said: list[tuple[int, dict[str, Any]]] = [
+        (BROWSE, {"category": "shoes", "query": "Red running shoes"}),
+        (INTERACTION, {"action": "comment", "text": "red!"}),
+        (PURCHASE, {"amount": 1, "category": "shoes"}),
+        (BROWSE, {}),
+    ]
+    on = Codec(Settings(kafka=ONE, features=FeatureSettings(interests=True)))
+    for source, fields in said:
+        record = Record(b"ada", event(**fields))
+        (told,) = decode(record, source=source, codec=on).batch.events
+        text = fields.get("query", fields.get("text"))
+        assert tuple(told["words"].tolist()) == word_codes(fields.get("category"), text)
+        (silent,) = decode(record, source=source).batch.events
+        assert not silent["words"].any()
+        assert (silent["content"] == told["content"]) == (fields == {})
 
 
 def test_content_of_an_event_without_target_is_what_it_always_was() -> None:

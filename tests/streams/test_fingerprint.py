@@ -134,3 +134,6 @@ def test_what_changes_no_fold_changes_no_fingerprint() -> None:
     assert b"social" not in off.content
     on = Fingerprint(settings(features=FeatureSettings(social=True)), "g")
     assert off.text == first.text != on.text
+    assert b"interests" not in off.content
+    on = Fingerprint(settings(features=FeatureSettings(interests=True)), "g")
+    assert on.text != first.text
