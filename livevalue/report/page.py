@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from livevalue.output import Refused, measured
+from livevalue.output import Refused, costs, measured
 from livevalue.report import panels
-from livevalue.report.charts import SERIES, mark
+from livevalue.report.charts import mark
 from livevalue.report.gathered import Horizon, Row
 from scoring.contenders import model_names
 from scoring.cutoffs import stamp
@@ -95,7 +95,7 @@ def render(report: Report, question: Question, src: Sequence[str], unit: str) ->
         horizons=[_section(horizon) for horizon in horizons],
         across=_across(horizons),
         legend=[(mark(n), name, model_names()[name]) for n, name in enumerate(horizons[0].models)],
-        series=range(SERIES),
+        costs=_costs(horizons[0]),
         notes=report.notes,
         task=question.task.name,
     )
@@ -253,6 +253,18 @@ def _asked(question: Question, src: Sequence[str], unit: str) -> list[tuple[str,
         ("yes or no", question.task.name),
         ("seeds", str(question.seeds)),
     ]
+
+
+def _costs(horizon: Horizon) -> Table:
+    """What each model learned from, and what it takes."""
+    rows = []
+    for number, model in enumerate(horizon.models):
+        run = horizon.first_run(model)
+        trained = f"{run['n_train']:,}" if run["n_train"] else "–"
+        took = f"{horizon.mean_fact(model, lambda row: row['seconds']):.1f}"
+        spent = costs(run["cost"]) if run["cost"] else "–"
+        rows.append((number, model, [(trained, ""), (took, ""), (spent, "")]))
+    return {"head": ["rows trained on", "seconds", "cost"], "rows": rows}
 
 
 def _percent(value: float) -> str:
