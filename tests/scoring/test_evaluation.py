@@ -215,3 +215,21 @@ def test_every_model_is_named_and_explained() -> None:
     names = model_names()
     assert {"served", *TRAINED, *DAILY, *BASELINES, *SECOND_OPINIONS} == set(names)
     assert all(names.values())
+
+
+def test_a_daily_model_knows_nothing_later_than_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a nightly job: who came after midnight has no value yet, the others that of the night."""
+    monkeypatch.setitem(DAILY, "daily_prior", "prior")
+    midnight = AS_OF - 90 * DAY  # when users still come
+    later = midnight + DAY - 3_600_000
+    night = ask(LOG, population="all", as_of_ms=(midnight,)).scored[0]
+    fresh, daily = ask(
+        LOG, population="all", as_of_ms=(later,), models=("prior", "daily_prior")
+    ).scored
+    said = dict(zip(daily.user.tolist(), daily.forecast.expected.tolist(), strict=True))
+    for user, value in zip(night.user.tolist(), night.forecast.expected.tolist(), strict=True):
+        assert said.pop(user) == value
+    assert said  # users of that day
+    assert set(said.values()) == {0.0}
+    assert (fresh.forecast.expected > 0).all()
+    assert (fresh.actual == daily.actual).all()
