@@ -98,7 +98,8 @@ class Work:
         """(generation with its figures, what its recipe says at origins, the report)."""
         learned = folded.learned(recipe)
         made = fit(learned, recipe, unit=self.unit, progress=self.tell)
-        said = self._refits(recipe, folded, "candidate")
+        taught = self.settings.origin_teachers
+        said = self._refits(recipe, folded, "candidate", taught)
         lately = factor(made, learned, folded.plan.column)
         tried = [Tried.at(one.at_ms, one.factor, _bias(one)) for one in said.values()]
         level = Corrector.judged(lately, tried, self.settings.corrector_helps)
@@ -138,8 +139,12 @@ class Work:
             champion = {at: origins.said(old, folded.examples, at, folded.plan) for at in said}
             return self._by_origins(said, champion, lenient=True)
         if theirs is not None and not theirs.same(recipe) and said:
-            champion = self._refits(theirs, folded, "champion")
-            if champion:
+            taught = self.settings.origin_teachers
+            if not taught and theirs.training.teachers != recipe.training.teachers:
+                taught = True  # the teachers are what is to be judged
+                said = self._refits(recipe, folded, "candidate, taught", taught)
+            champion = self._refits(theirs, folded, "champion", taught)
+            if said and champion:
                 return self._by_origins(said, champion, lenient=False)
         if cannot:
             reason = f"the champion cannot be served any more: {cannot}"
@@ -170,12 +175,13 @@ class Work:
             "same_recipe": False,
             **verdict.facts,
             "rows": [_row(one) for one in theirs.values()],
+            "candidate_rows": [_row(one) for one in mine.values()],
         }
         return gate.Verdict(verdict.passed, verdict.reason, facts)
 
-    def _refits(self, recipe: Recipe, folded: Folded, whose: str) -> dict[int, Said]:
+    def _refits(self, recipe: Recipe, folded: Folded, whose: str, taught: bool) -> dict[int, Said]:
         return origins.refits(
-            recipe,
+            recipe if taught else recipe.untaught(),
             folded.examples,
             folded.grid(recipe),
             folded.plan,

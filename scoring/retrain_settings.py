@@ -28,6 +28,11 @@ class RetrainSettings(BaseModel):
     origin_users: int = Field(
         20_000, ge=100, description="beyond, the refits at origins learn from a part of the users"
     )
+    origin_teachers: bool = Field(
+        False,
+        description="refits at origins have the recipe's teachers, too, which takes many times as"
+        " long; without, they have them where the recipes differ in them",
+    )
     confidence: float = Field(
         0.9, gt=0, lt=1, description="of the interval of the nGini difference, two-sided"
     )

@@ -145,3 +145,20 @@ def test_scanning_a_log_finds_its_ends() -> None:
     assert (found.start_ms, found.clock_ms) == (time_ms.min(), time_ms.max())
     assert found.start_ms >= START_MS
     assert scan([]).events == 0
+
+
+@pytest.mark.long
+async def test_recipes_that_differ_in_teachers_are_judged_with_their_teachers(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    one = JUDGED.model_copy(update={"origins": 1})
+    taught = GOOD.model_copy(update={"teachers": ("linear",)})
+    await run(registry, settings=one)
+    other = await run(registry, taught, settings=one)
+    against = other.metrics["against_champion"]
+    assert (against["how"], against["same_recipe"]) == ("origins", False)
+    # In the manifest stands the recipe without its teachers: so it costs no more than a net's fit.
+    (plain,), (with_them,) = other.metrics["origins"]["rows"], against["candidate_rows"]
+    assert plain == against["rows"][0]  # the champion's recipe, but for the teachers
+    assert with_them["ngini"] != plain["ngini"]
