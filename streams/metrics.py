@@ -80,6 +80,9 @@ class Metrics:
 
         self.events = counter("events", "Events by what became of them in the fold", "outcome")
         self.rejected = counter("rejected", "Records that went to dead letters", "reason")
+        self.without_id = counter(
+            "without_id", "Events folded that came without an id: a repeat of one counts again"
+        )
         self.split = counter(
             "erased_amid_settled", "Erasures that took settled records with them which came after"
         )
@@ -116,5 +119,6 @@ class Metrics:
                 self.events.labels(name).inc(number)
             elif name.startswith("rejected_"):
                 self.rejected.labels(name.removeprefix("rejected_")).inc(number)
+        self.without_id.inc(counts.get("without_id", 0))
         self.split.inc(counts.get("erased_amid_settled", 0))
         self.users.inc(counts.get("users", 0))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from featurestore import times
 from featurestore.clock import Clocks
-from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome
+from featurestore.columns import NO_ID, NO_TIME, EventBatch, Kind, Outcome
 from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.state import States, history
 from featurestore.store import (
@@ -212,7 +212,7 @@ class Pipeline:
         # One record cannot be halved: it goes through, the store's own limit is far higher.
         cap = capped and batch.size + len(batch.erases) + len(rejected) > 1
         done = await self._commit(partition, token, before, watermark, writes, letters, cap=cap)
-        done.counts.update(_counts(folded, rejected))
+        done.counts.update(_counts(batch, folded, rejected))
         return done
 
     async def refresh(
@@ -469,13 +469,15 @@ def _letters(batch: EventBatch, folded: Folded, rejected: Sequence[Rejected]) ->
     return sorted(letters, key=lambda letter: (letter.source, letter.offset))
 
 
-def _counts(folded: Folded, rejected: Sequence[Rejected]) -> Counter[str]:
+def _counts(batch: EventBatch, folded: Folded, rejected: Sequence[Rejected]) -> Counter[str]:
     """Facts of a step, by outcome and by reason of rejection."""
     numbers = np.bincount(folded.outcome, minlength=len(Outcome))
     counts = Counter(
         {outcome.name.lower(): int(numbers[outcome]) for outcome in Outcome if numbers[outcome]}
     )
     counts.update(f"rejected_{r.reason}" for r in rejected)
+    unnamed = (batch.events["flags"] & NO_ID) != 0
+    counts["without_id"] = int((unnamed & (folded.outcome <= Outcome.APPLIED_LATE)).sum())
     counts["touched"] = int(folded.touched.sum())
     counts["erased_amid_settled"] = folded.split
     return counts
