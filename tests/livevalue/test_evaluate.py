@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ import typer
 
 from livevalue.commands.evaluate import parse_cutoffs, parse_days
 from livevalue.moments import moment_ms
+from tests.livevalue.asking import Ask, ask
 from tests.scoring.logs import shoppers
+
+__all__ = ["ask"]
 
 ROOT = Path(__file__).resolve().parents[2]
 CDNOW = ROOT.parent / "shared" / "data" / "cdnow" / "CDNOW_master.txt"
@@ -57,6 +60,40 @@ def test_a_file_under_its_own_column_names_is_judged(run: Run, tmp_path: Path) -
     assert found["runs"][0]["as_of"] == "1970-06-10T00:00:00Z"
     assert "pareto_gg" in done.stderr
     assert "nGini" in done.stderr
+
+
+def test_click_through_is_told_where_the_log_has_pages_and_acts(ask: Ask, tmp_path: Path) -> None:
+    """Regulars order weekly and put what they view into the cart; the others look and leave."""
+    begin = datetime(2024, 1, 1, tzinfo=UTC)
+    lines = []
+
+    def event(kind: str, user: int, minutes: float, **more: str) -> None:
+        when = (begin + timedelta(minutes=minutes)).isoformat()
+        lines.append(json.dumps({"type": kind, "user_id": f"u{user}", "event_time": when, **more}))
+
+    for user in range(60):
+        regular = user < 12
+        for day in range(user % 7, 120, 7):
+            event("browse", user, day * 1440)
+            if regular or day < 40:
+                event("interaction", user, day * 1440 + 5, action="cart_add")
+            if regular or day < 14:
+                event("purchase", user, day * 1440 + 90, amount=f"{20 + user % 5}.00")
+    (tmp_path / "shop.jsonl").write_text("\n".join(lines) + "\n")
+    said = ask(
+        *("evaluate", "shop.jsonl", "--as-of", "2024-03-15", "--horizon", "28d"),
+        *("--models", "pareto_gg", "--json", "-"),
+    )
+    assert said.code == 0, said.err
+    found = json.loads(said.out)["runs"][0]["targeting"]
+    assert found["click_through_reason"] is None
+    assert found["targeted"] == {
+        "users": 12,
+        "conversion": 1.0,
+        "views": 48,
+        "click_through": 1.0,
+    }
+    assert found["untargeted"]["conversion"] == found["untargeted"]["click_through"] == 0
 
 
 def test_models_are_listed_without_a_log(run: Run) -> None:

@@ -1,54 +1,22 @@
-"""What `livevalue evaluate` cannot answer: exit code 1, and one line that says what to do.
-
-Through the command's own entry, in this process: a start of Python for each would be minutes.
-"""
+"""What `livevalue evaluate` cannot answer: exit code 1, and one line that says what to do."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from livevalue.cli import app, main
+from tests.livevalue.asking import Ask, Said, ask
+
+__all__ = ["ask"]
 
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 ASKED = ("--type", "purchase", "--as-of", "2024-05-01", "--horizon", "30d")
 FAST = ("--models", "past_spend,pareto_gg")
 
-
-class Said(NamedTuple):
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-
-Ask = Callable[..., Said]
 Row = tuple[str, float, str]  # user, day, amount
-
-
-@pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
-    monkeypatch.chdir(tmp_path)
-
-    def ask(*words: str, **settings: str) -> Said:
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["livevalue", "evaluate", *words])
-        monkeypatch.setattr(app, "registered_commands", [])  # each call registers its own
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Said(int(ended.value.code or 0), out, err)
-
-    return ask
 
 
 def write(path: Path, rows: list[Row], columns: str = "user_id,event_time,amount") -> None:
@@ -78,7 +46,7 @@ def refused(said: Said, *words: str) -> None:
 def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> None:
     """The log of the refusals below, without what they spoil."""
     write(tmp_path / "shop.csv", orders())
-    said = ask("shop.csv", *ASKED, *FAST, "--json", "found.json")
+    said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--json", "found.json")
     assert said.code == 0, said.err
     found = json.loads((tmp_path / "found.json").read_text())
     assert [run["model"] for run in found["runs"]] == ["past_spend", "pareto_gg"]
@@ -101,13 +69,15 @@ def test_a_question_that_the_log_cannot_answer(
     ask: Ask, tmp_path: Path, words: tuple[str, ...], says: tuple[str, ...]
 ) -> None:
     write(tmp_path / "shop.csv", orders())
-    refused(ask("shop.csv", *ASKED, *FAST, *words), *says)
+    refused(ask("evaluate", "shop.csv", *ASKED, *FAST, *words), *says)
 
 
 def test_a_log_too_small_for_a_net(ask: Ask, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training needs the extra `train`")
     write(tmp_path / "shop.csv", orders(users=12, days=160)[::4])
-    refused(ask("shop.csv", *ASKED, "--models", "served"), "fewer than 200", "a longer log")
+    refused(
+        ask("evaluate", "shop.csv", *ASKED, "--models", "served"), "fewer than 200", "a longer log"
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +96,7 @@ def test_a_log_from_which_nothing_can_be_told(
     ask: Ask, tmp_path: Path, rows: list[Row], says: tuple[str, ...]
 ) -> None:
     write(tmp_path / "shop.csv", rows)
-    refused(ask("shop.csv", *ASKED, *FAST), *says)
+    refused(ask("evaluate", "shop.csv", *ASKED, *FAST), *says)
 
 
 def test_one_price_is_judged_where_the_settings_say_that_it_is_the_price(
@@ -134,6 +104,7 @@ def test_one_price_is_judged_where_the_settings_say_that_it_is_the_price(
 ) -> None:
     write(tmp_path / "shop.csv", orders(amount="10.00"))
     said = ask(
+        "evaluate",
         *("shop.csv", *ASKED, "--models", "pareto_gg,bg_gg,rfm,past_spend,linear,prior"),
         *("--json", "-"),
         LIVEVALUE_RETRAIN__FLAT_PRICES="true",
@@ -145,7 +116,7 @@ def test_one_price_is_judged_where_the_settings_say_that_it_is_the_price(
 
 def test_a_log_without_purchases(ask: Ask, tmp_path: Path) -> None:
     write(tmp_path / "looks.csv", [(u, d, "") for u, d, _ in orders()])
-    said = ask("looks.csv", "--type", "browse", *ASKED[2:], *FAST)
+    said = ask("evaluate", "looks.csv", "--type", "browse", *ASKED[2:], *FAST)
     refused(said, "no purchase", "--columns")
 
 
@@ -153,7 +124,7 @@ def test_a_mix_of_currencies_is_not_judged_by_what_is_left(ask: Ask, tmp_path: P
     rows = [(u, d, f"{a},{'USD' if i % 3 else 'EUR'}") for i, (u, d, a) in enumerate(orders())]
     write(tmp_path / "mixed.csv", rows, "user_id,event_time,amount,currency")
     refused(
-        ask("mixed.csv", *ASKED, *FAST, LIVEVALUE_VALUE__CURRENCY="EUR"),
+        ask("evaluate", "mixed.csv", *ASKED, *FAST, LIVEVALUE_VALUE__CURRENCY="EUR"),
         "mixes currencies",
         "LIVEVALUE_VALUE__RATES",
     )
@@ -161,14 +132,14 @@ def test_a_mix_of_currencies_is_not_judged_by_what_is_left(ask: Ask, tmp_path: P
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(ask: Ask, tmp_path: Path) -> None:
     write(tmp_path / "shop.csv", orders())
-    said = ask("shop.csv", *ASKED, *FAST, "--html", "no/such/folder/page.html")
+    said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--html", "no/such/folder/page.html")
     refused(said, "page.html", "name another file")
     assert "pareto_gg" not in said.err
 
 
 def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> None:
-    refused(ask("nowhere.csv", *ASKED), "nowhere.csv")
-    said = ask("nowhere.csv")
+    refused(ask("evaluate", "nowhere.csv", *ASKED), "nowhere.csv")
+    said = ask("evaluate", "nowhere.csv")
     assert said.code == 2 and "--as-of" in said.err
 
 
@@ -184,5 +155,5 @@ def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> N
 def test_wrong_words_are_wrong_usage(
     ask: Ask, tmp_path: Path, words: tuple[str, ...], says: str
 ) -> None:
-    said = ask("shop.csv", *ASKED, *words)
+    said = ask("evaluate", "shop.csv", *ASKED, *words)
     assert said.code == 2 and says in said.err
