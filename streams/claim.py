@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -23,7 +23,7 @@ from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
 from streams.held import Held
 from streams.intake import Intake
-from streams.logid import check_log, check_store, check_topics
+from streams.logid import check_log, check_store, check_topics, cut_marks
 from streams.pipeline import Pipeline
 from streams.publish import Publisher, Waiting
 from streams.rollback import Rollback, unpublished
@@ -59,6 +59,12 @@ class Claims:
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self._generation = ""  # as the metrics say
         self._missing_since: float | None = None
+        self._ended: dict[int, int] = {}
+
+    def led_anew(self, ended: Mapping[int, int]) -> None:
+        """By source, where the log of an earlier leader ends: the next claim looks beyond it."""
+        for source, end in ended.items():
+            self._ended[source] = min(end, self._ended.get(source, end))
 
     async def claim(self) -> Held:
         """Steps 1, 5 and 6 of the protocol; the intake then begins at the watermark."""
@@ -128,6 +134,8 @@ class Claims:
         found = await self._reader.bounds([*self._tps, scores])
         bounds = [found[tp] for tp in self._tps]
         check_store(p, mark, published, bounds, found[scores])
+        if self._ended and mark is not None:
+            mark = await self._look_for_cuts(held, mark, bounds)
         await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
         self._still_ours()
         self._begin_at(mark, bounds, asked)
@@ -145,6 +153,19 @@ class Claims:
                 "rolled_back": held.rollback is not None,
             },
         )
+
+    async def _look_for_cuts(
+        self, held: Held, mark: Watermark, bounds: Sequence[Bounds]
+    ) -> Watermark:
+        """Let the watermark say where the log was cut below what we read: we halt, and may end."""
+        trails = [source.trail for source in self._intake.sources]
+        cuts = await cut_marks(self._reader, self._tps, self._ended, trails, bounds)
+        self._still_ours()
+        if cuts:
+            marks = mark.marks or ("",) * len(self._tps)
+            mark = await held.remark(tuple(cuts.get(s, m) for s, m in enumerate(marks)))
+        self._ended.clear()
+        return mark
 
     def _begin_at(self, mark: Watermark | None, bounds: list[Bounds], asked: Sequence[int]) -> None:
         """Where the store stands; behind a base of files, where the log begins.

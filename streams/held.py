@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from featurestore.columns import EventBatch
 from featurestore.store import CommitOutcome, Watermark
 from streams import crashpoints, sweep
 from streams.emit import Parked
@@ -71,6 +72,19 @@ class Held:
         )
         self.demand(done)
         return done
+
+    async def remark(self, marks: tuple[str, ...]) -> Watermark:
+        """Commit other marks, and nothing else; raises unless OK."""
+        assert self.watermark is not None
+        mark = self.watermark
+        idle = mark.idle or (False,) * len(marks)
+        after = Positions(mark.positions, marks, mark.log_id, idle)
+        done = await self.pipeline.process(
+            self.partition, self.token, mark, after, EventBatch.empty(), []
+        )
+        self.demand(done)
+        self.watermark = done.watermark
+        return done.watermark
 
     def demand(self, done: Processed) -> None:
         """Only OK is progress; everything else is the one way back."""

@@ -22,7 +22,7 @@ from featurestore.columns import NO_TIME, Erase, EventBatch
 from streams.codec import Codec, Decoded, merge
 from streams.deadletter import Rejected
 from streams.delivery import RawRecord, Segment, run
-from streams.logid import record_mark
+from streams.logid import Trail, record_mark
 from streams.settings import Settings
 
 _FAR = np.iinfo(np.int64).max
@@ -67,6 +67,7 @@ class Source:
     segments: deque[Segment] = field(default_factory=deque)
     chunks: deque[Chunk] = field(default_factory=deque)
     unacked: deque[Segment] = field(default_factory=deque)
+    trail: Trail = field(default_factory=Trail)
 
     @property
     def buffered(self) -> int:
@@ -128,6 +129,11 @@ class Intake:
             source.chunks.clear()
         self.decoded = self.misrouted = 0
 
+    def recall(self, before: Intake) -> None:
+        """Know what was read lately for an owner before us."""
+        for source, was in zip(self.sources, before.sources, strict=True):
+            source.trail = was.trail
+
     @property
     def buffered(self) -> int:
         """Records delivered and not yet committed."""
@@ -141,6 +147,7 @@ class Intake:
     def deliver(self, source: int, segment: Segment) -> None:
         """Take a delivery in."""
         into = self.sources[source]
+        into.trail.saw(segment.records)
         into.segments.append(segment)
         into.unacked.append(segment)
         into.end = max(into.end, segment.end, segment.after)

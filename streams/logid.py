@@ -2,7 +2,9 @@
 
 Identity of the logs: the UUID that the broker gives a topic when it is made (a topic that was
 deleted and made again has another one, and no client notices by itself), positions inside
-[log start, log end], and a mark: offset and hash of the last record before the watermark.
+[log start, log end], and a mark: offset and hash of the last record before the watermark. A log
+that was cut and written on while a worker read it shows in the trail, the marks of what was read
+lately: the watermark's own may be of a record that came after the cut.
 
 A store without a watermark is a first start only if nothing points at an earlier life: nothing
 published, `scores` empty, the log whole from offset 0. Everything else halts the partition with
@@ -12,7 +14,9 @@ an error that says what to run, and never skips silently.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -40,6 +44,68 @@ def record_mark(record: RawRecord) -> str:
         seen.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
     seen.update(int(record.timestamp).to_bytes(8, "little", signed=True))
     return f"{record.offset}:{seen.hexdigest()}"
+
+
+_CUT = "cut"  # in the place of a record's hash
+_TRAIL = 512
+_TRAIL_S = 0.05  # a mark for so long at least; no other leader takes over that fast
+
+
+class Trail:
+    """Marks of the records that were read of a source, the last of each delivery, in their order.
+
+    Reaches some 25 s back at least; the watchdog looks for other leaders more often.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int, str]] = deque(maxlen=_TRAIL)
+
+    def saw(self, records: Sequence[RawRecord]) -> None:
+        """Take in one delivery."""
+        if not records:
+            return
+        now, last = time.monotonic(), records[-1]
+        if len(self._marks) > 1 and now - self._marks[-2][0] < _TRAIL_S:
+            self._marks.pop()
+        self._marks.append((now, last.offset, record_mark(last)))
+
+    def beyond(self, offset: int) -> str:
+        """The first mark at or beyond `offset`; "" where nothing was read there."""
+        return next((mark for _, at, mark in self._marks if at >= offset), "")
+
+
+def cut_at(mark: str) -> int | None:
+    """Where the log was cut and written on, if a watermark's mark says that.
+
+    >>> cut_at("82:cut"), cut_at("82:1f0c9e5a7d3b2468"), cut_at("")
+    (82, None, None)
+    """
+    offset, _, what = mark.partition(":")
+    return int(offset) if what == _CUT else None
+
+
+async def cut_marks(
+    reader: LogReader,
+    tps: Sequence[TopicPartition],
+    ended: Mapping[int, int],
+    trails: Sequence[Trail],
+    bounds: Sequence[Bounds],
+) -> dict[int, str]:
+    """By source, what the watermark is to say where the log was cut below what was read of it.
+
+    ended: where another leader says that its predecessor's log ends. What was read first at or
+    beyond that is of the predecessor, if anything is.
+    """
+    found = {}
+    for source, end in ended.items():
+        mark, held = trails[source].beyond(end), bounds[source]
+        offset = int(mark.split(":", 1)[0]) if mark else -1
+        if offset < held.start:
+            continue
+        record = await reader.at(tps[source], offset) if offset < held.end else None
+        if record is None or record_mark(record) != mark:
+            found[source] = f"{end}:{_CUT}"
+    return found
 
 
 def check_store(
@@ -121,6 +187,12 @@ async def check_log(
                 f"folded: the log was lost or cut. Run {_ADOPT}, or {_WIPE}"
             )
         mark = watermark.marks[source] if watermark.marks else ""
+        cut = cut_at(mark)
+        if cut is not None:
+            raise LogReset(
+                f"{where} was cut at offset {cut} and written on while it was read: what it holds "
+                f"from there on was not read, or not all of it. Run {_ADOPT}, or {_REBUILD}"
+            )
         offset = int(mark.split(":", 1)[0]) if mark else -1
         if offset < held.start:
             continue

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
@@ -86,6 +86,8 @@ class Owner:
 
     def start(self, after: Owner | None = None) -> None:
         """Begin to own; `after` is the owner of the same partition before a rebalance."""
+        if after is not None:
+            self._intake.recall(after._intake)
         self._task = asyncio.create_task(self._run(after), name=f"owner-{self.partition}")
 
     def deliver(self, source: int, segment: Segment) -> None:
@@ -125,8 +127,12 @@ class Owner:
                 source.end = end
                 self._wake.set()
 
-    def doubt(self, why: str) -> None:
-        """Somebody has seen that the log is not what it was: claim again, which says what it is."""
+    def doubt(self, why: str, ended: Mapping[int, int] | None = None) -> None:
+        """Somebody has seen that the log is not what it was: claim again, which says what it is.
+
+        ended: by source, where the log of the leader before this one ends.
+        """
+        self._claims.led_anew(ended or {})
         self._doubted = why
         self._wake.set()
 

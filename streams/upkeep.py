@@ -86,6 +86,7 @@ class Upkeep:
                 "records": len(records),
             },
         )
+        self._intake.sources[hole.source].trail.saw(records)
         if reached > self._intake.sources[hole.source].cursor:
             self._intake.insert(hole.source, records, reached)
         if reached < hole.high:

@@ -30,7 +30,7 @@ from streams import sweep, topics
 from streams.emit import Published
 from streams.fingerprint import Fingerprint
 from streams.gap import Bounds, LogReader
-from streams.logid import record_mark
+from streams.logid import cut_at, record_mark
 from streams.metrics import Metrics
 from streams.publish import Pacer, Publisher
 from streams.replay import Progress
@@ -146,6 +146,9 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
             lost = held.start - positions[s]
             positions[s], marks[s] = held.start, ""
             plan.notes.append(f"{name} has lost {lost} positions that were never folded: skipped")
+        elif (cut := cut_at(marks[s])) is not None:
+            positions[s], marks[s] = max(cut, held.start), ""
+            plan.notes.append(f"{name} was cut at {cut}: goes on from there")
         elif positions[s] > held.end:
             positions[s], marks[s] = held.end, ""
             plan.notes.append(f"{name} was cut: goes on at its end, {held.end}")
@@ -341,6 +344,8 @@ class Recovery:
         )
 
     async def _rewritten(self, tp: TopicPartition, held: Bounds, mark: str) -> bool:
+        if cut_at(mark) is not None:
+            return True
         offset = int(mark.split(":", 1)[0]) if mark else -1
         if not held.start <= offset < held.end:
             return False

@@ -60,6 +60,11 @@ def livevalue(
     return done
 
 
+def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a command says beside its log."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("{")]
+
+
 def digest(deployment: Deployment) -> dict[str, Any]:
     """What `livevalue digest` says of the store."""
     found: dict[str, Any] = json.loads(livevalue(deployment, "digest", "--json", "-").stdout)
@@ -77,7 +82,8 @@ def until(what: Callable[[], Any], patience_s: float) -> float:
 
 def halted(worker: WorkerProcess) -> dict[int, str]:
     """What a worker says of each partition that it has halted."""
-    return {said["partition"]: said["error"] for said in worker.lines("partition halted")}
+    lines = worker.lines("partition halted") if worker.log.exists() else []
+    return {said["partition"]: said["error"] for said in lines}
 
 
 def ended(worker: WorkerProcess, patience_s: float = DETECTED_S) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -13,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import StoreMismatch
+from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
+from livevalue.jobs.recovering import Found, adopt
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
 from streams import topics
+from streams.gap import Bounds
+from streams.settings import KafkaSettings, Settings
 from tests.e2e.deployment import (
     START_MS,
     Deployment,
@@ -33,6 +36,7 @@ from tests.e2e.losses import (
     last_scores,
     livevalue,
     make_again,
+    plain_lines,
     recover,
     revisions,
     said_once_and_last,
@@ -125,6 +129,17 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     }
 
 
+def test_adopt_goes_back_to_where_the_log_was_cut_however_far_it_has_grown_since() -> None:
+    settings = Settings(kafka=KafkaSettings(mixed="events", partitions=1))
+    for end in (90, 95, 300):
+        mark = Watermark((120,), (START_MS,), Identity(7, "w"), "a", ("90:cut",), "f", "g")
+        bounds = Bounds(0, end)
+        plan = adopt(settings, 0, Found(mark, False, None, (bounds,), bounds, "a", (True,)))
+        assert plan.watermark is not None
+        assert (plan.watermark.positions, plan.watermark.marks) == ((90,), ("",))
+        assert plan.notes[0] == "events was cut at 90: goes on from there"
+
+
 def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
     deployment: Deployment, stack: Stack, tmp_path: Path, topic_prefix: str
 ) -> None:
@@ -148,11 +163,6 @@ def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
     deployment.settle()
     assert not worker.lines("partition forgotten")
     assert deployment.audit().clean
-
-
-def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What a command says beside its log."""
-    return [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
 
 def test_a_lost_store_is_rebuilt_from_archive_and_log_and_from_the_archive_alone(

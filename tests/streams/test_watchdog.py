@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as AdminPartition
 
 from livevalue.embedded import Stack
-from streams import knock, topics, watchdog
+from streams import knock, leaders, topics, watchdog
 from streams.delivery import RawRecord, Segment, Simple
 from streams.gap import Bounds, LogReader
 from streams.partition import Owner
@@ -192,15 +192,29 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     await asyncio.sleep(0.3)
     assert claims() == before + 1 and not owner.halted
 
-    async def written_on(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord:
-        return Simple(offset, b"u1", b"{}")
+    # One that has lost 90 to 110, and was written on and read before anybody looked.
+    topic, read = owning.settings.kafka.sources[0], LogReader.at
+    asked = {(topic, 0): 0}
+    assert leaders.epoch_ends(owning.settings.kafka, asked) == {(topic, 0): 110}
+    await owning.send(10)
+    await owning.settle()
+
+    async def written_on(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord | None:
+        if tp.topic == topic and 90 <= offset < 110:
+            return Simple(offset, b"u1", b"{}")
+        return await read(self, tp, offset)
 
     led = 2
     monkeypatch.setattr(LogReader, "at", written_on)
+    monkeypatch.setattr(leaders, "epoch_ends", lambda _, asked: dict.fromkeys(asked, 90))
     await look()
     await owning.until(lambda: bool(owner.halted), 10.0)
-    assert "holds another record at offset 109 than the one folded" in owner.halted
-    assert "livevalue recover rebuild" in owner.halted
+    assert "was cut at offset 90 and written on while it was read" in owner.halted
+    assert "livevalue recover adopt" in owner.halted and "recover rebuild" in owner.halted
+    # Whoever claims next finds it in the store.
+    again = owning.own()
+    await owning.until(lambda: bool(again.halted), 10.0)
+    assert again.halted == owner.halted
 
 
 async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_taken_meanwhile(

@@ -1,0 +1,186 @@
+"""An unclean truncation, for real: a broker comes back with less in its files than it had said.
+
+Its own broker, since it is killed and its segments are cut. Beside it, a second Kafka: a worker of
+another deployment, of the same topic names, on the same Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+
+from featurestore.partitioner import partition
+from livevalue.embedded import Stack
+from livevalue.embedded.kafka import Kafka
+from streams import topics
+from tests.e2e.deployment import Deployment, deployment_settings, send_all, some_events
+from tests.e2e.losses import (
+    DETECTED_S,
+    ask,
+    halted,
+    held_cents,
+    last_scores,
+    livevalue,
+    plain_lines,
+    recover,
+    said_once_and_last,
+    until,
+)
+
+pytestmark = pytest.mark.long
+
+_DATABASE = 15
+
+
+@pytest.fixture
+def own(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, Kafka]]:
+    """A deployment of three partitions on a broker of its own."""
+    url = stack.redis_url.rsplit("/", 1)[0] + f"/{_DATABASE}"
+    folder = tmp_path_factory.mktemp("own")
+    with Stack.started(folder, redis_url=url) as broker:
+        assert broker.kafka is not None
+        settings = deployment_settings(broker.bootstrap, url, "own.", partitions=3)
+        with Deployment(settings, folder) as made:
+            yield made, broker.kafka
+
+
+def cut(kafka: Kafka, topic: str, number: int, least: int) -> int:
+    """Take whole batches off the end of a stopped broker's log; -> the offset where it ends now.
+
+    least: records to be lost. A batch begins with its first offset and its length (Kafka's record
+    format, version 2).
+    """
+    (segment,) = (kafka.data / f"{topic}-{number}").glob("*.log")
+    raw, at, batches = segment.read_bytes(), 0, list[tuple[int, int]]()
+    while at < len(raw):
+        first, length = struct.unpack_from(">qi", raw, at)
+        batches.append((first, at))
+        at += 12 + length
+    (last,) = struct.unpack_from(">i", raw, batches[-1][1] + 23)
+    end = batches[-1][0] + int(last) + 1
+    offset, place = next(b for b in reversed(batches) if b[0] <= end - least)
+    assert offset > 0
+    segment.write_bytes(raw[:place])
+    return offset
+
+
+def lives(deployment: Deployment, event: tuple[int, dict[str, Any]]) -> int:
+    """Partition of an event's user."""
+    kafka = deployment.settings.kafka
+    return partition(event[1]["user_id"], kafka.partitions, kafka.partitioner)
+
+
+def spent_in_the_log(deployment: Deployment) -> dict[str, int]:
+    """Cents of each user by what the topics hold now."""
+    spent: dict[str, int] = {}
+    for s, topic in enumerate(deployment.sources):
+        for r in deployment.read(topic):
+            user = r.key.decode()
+            spent[user] = spent.get(user, 0) + (cents_of(r) if s == 1 else 0)
+    return spent
+
+
+def cents_of(record: Any) -> int:
+    return round(float(json.loads(record.value)["amount"]) * 100)
+
+
+def test_a_log_that_was_cut_halts_what_it_concerns_and_others_redis_is_left_to_them(
+    own: tuple[Deployment, Kafka], stack: Stack
+) -> None:
+    deployment, kafka = own
+    worker = deployment.start(LIVEVALUE_WORKER__METRICS_PORT="0")
+    events = list(some_events(2000, 90))
+    for low in range(0, 1500, 100):
+        send_all(deployment, events[low : low + 100])
+    deployment.settle()
+
+    # A worker of the same topic names on another Kafka, pointed at this Redis.
+    other = deployment.settings.kafka.model_copy(update={"bootstrap": stack.bootstrap})
+    settings = deployment.settings.model_copy(update={"kafka": other})
+    topics.apply(settings)
+    stray = Deployment(settings, deployment.folder)  # not entered, since that empties the database
+    marks = deployment.watermarks()
+    (line,) = plain_lines(livevalue(stray, "run", code=1))
+    assert "is one that the store was folded from. Is it the Redis of this deployment" in line
+    for action in ("adopt", "wipe", "rebuild"):
+        for row in recover(stray, action, dry_run=True):
+            assert "set LIVEVALUE_STORE__URL" in " ".join(row["notes"])
+    assert deployment.watermarks() == marks
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    admin.delete_topics([t.name for t in topics.wanted(other)])
+    admin.close()
+    assert not worker.lines("partition forgotten")
+
+    bought = [r for r in deployment.read(deployment.sources[1]) if r.partition in (0, 1)]
+    # The broker dies and comes back without the end of two partitions' logs; one is written on at
+    # once, beyond where it had been.
+    kafka.kill()
+    topic = deployment.sources[1]
+    left = {p: cut(kafka, topic, p, 10) for p in (0, 1)}
+    lost_cents: dict[str, int] = {}
+    for r in bought:
+        if r.offset >= left[r.partition]:
+            user = r.key.decode()
+            lost_cents[user] = lost_cents.get(user, 0) + cents_of(r)
+    assert lost_cents
+    deployment.producer.close(timeout=0)
+    deployment._producer = None  # the log has forgotten what the old one has sent
+    kafka.start()
+    before = deployment.positions()
+    fill = [e for e in events[1500:] if e[0] == 1 and lives(deployment, e) == 1]
+    fill *= 1 + (before[1, 1] - left[1] + 20) // len(fill)
+    send_all(deployment, [(s, {**e, "event_id": f"f{n}"}) for n, (s, e) in enumerate(fill)])
+    back = time.monotonic()
+    assert deployment.ends()[1, 1] > before[1, 1]
+    until(lambda: sorted(halted(worker)) == [0, 1], 2 * DETECTED_S)
+    took = time.monotonic() - back
+    said = halted(worker)
+    assert f"{topic}/0 ends at offset {left[0]}, yet {before[0, 1]} was folded" in said[0]
+    assert f"{topic}/1 was cut at offset {left[1]} and written on" in said[1]
+    assert all("livevalue recover adopt --dry-run" in text for text in said.values())
+    assert ask(worker, "/readyz") == (503, "halted: [0, 1]\n")
+    assert took < DETECTED_S, took
+    # The third goes on.
+    send_all(deployment, [e for e in events[1500:] if lives(deployment, e) == 2])
+    until(
+        lambda: all(deployment.positions()[2, s] == deployment.ends()[2, s] for s in range(3)), 30
+    )
+    assert worker.exit_code is None
+
+    plan = recover(deployment, "adopt", dry_run=True)
+    assert [row["changes"] for row in plan] == [True, True, False]
+    assert [plan[p]["to"][1] for p in (0, 1)] == [left[0], left[1]]
+    assert [plan[p]["notes"][0] for p in (0, 1)] == [
+        f"{topic} was cut at {left[p]}: goes on from there" for p in (0, 1)
+    ]
+    assert worker.stop() == 0
+    # Started again it knows of the cut by the store.
+    worker = deployment.start("again")
+    until(lambda: sorted(halted(worker)) == [0, 1], 30)
+    assert halted(worker)[1] == said[1]
+    assert worker.stop() == 0
+
+    # Adopted, nothing of what the log holds is missing; what it lost is kept.
+    assert recover(deployment, "adopt") == plan
+    worker = deployment.start("after")
+    deployment.settle()
+    now, ever = spent_in_the_log(deployment), held_cents(deployment)
+    for user, cents in lost_cents.items():
+        now[user] = now.get(user, 0) + cents
+    assert ever == now
+    assert worker.stop() == 0
+    # A rebuild holds what the log holds, neither more nor less.
+    recover(deployment, "rebuild")
+    deployment.start("rebuilt")
+    deployment.settle()
+    until(lambda: last_scores(deployment).keys() >= now.keys(), 30)
+    assert held_cents(deployment) == spent_in_the_log(deployment)
+    said_once_and_last(deployment)
