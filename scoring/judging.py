@@ -67,7 +67,7 @@ class Judge:
         self._validation: dict[int, Validation | str] = {}
         for days in question.horizons_days:
             self._look_ahead(days)
-        self._folded: dict[int, PointInTime] = {}
+        self._folded: dict[tuple[int, ...], PointInTime] = {}  # by the moments asked about
 
     def _population(self) -> npt.NDArray[np.int64]:
         """Users to score: seen before the cut-off, with or without an order by then."""
@@ -179,9 +179,10 @@ class Judge:
 
     def _point_in_time(self, daily: bool) -> PointInTime:
         as_of = _midnight(self._as_of, daily)
-        if as_of not in self._folded:
-            before = [v.past.as_of_ms for v in self._validation.values() if not isinstance(v, str)]
-            self._folded[as_of] = PointInTime(
+        before = [v.past.as_of_ms for v in self._validation.values() if not isinstance(v, str)]
+        moments = tuple(_midnight(moment, daily) for moment in (self._as_of, *before))
+        if moments not in self._folded:
+            self._folded[moments] = PointInTime(
                 self._log,
                 self._history,
                 self._features,
@@ -189,9 +190,9 @@ class Judge:
                 as_of,
                 net_horizons(self._question.horizons_days),
                 self._question.cutoffs_ms,
-                [_midnight(moment, daily) for moment in (self._as_of, *before)],
+                moments,
             )
-        return self._folded[as_of]
+        return self._folded[moments]
 
     def _epochs(self, label: str) -> Callable[[str, int, int], None]:
         def told(stage: str, done: int, total: int) -> None:

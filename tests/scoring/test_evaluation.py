@@ -233,3 +233,16 @@ def test_a_daily_model_knows_nothing_later_than_midnight(monkeypatch: pytest.Mon
     assert set(said.values()) == {0.0}
     assert (fresh.forecast.expected > 0).all()
     assert (fresh.actual == daily.actual).all()
+
+
+def test_a_daily_model_has_its_threshold_from_a_midnight_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Arrivals of some hours put the validation cut-off between two midnights."""
+    monkeypatch.setitem(DAILY, "daily_prior", "prior")
+    late = shoppers(delay_ms=5 * 3_600_000)
+    fresh, daily = ask(late, models=("prior", "daily_prior")).runs
+    assert fresh["classification"]["validation"] == daily["classification"]["validation"]
+    assert fresh["classification"]["threshold"] is not None
+    assert daily["classification"]["threshold"] is not None
+    assert daily["metrics"]["f1"] == pytest.approx(fresh["metrics"]["f1"], abs=0.1)
