@@ -49,7 +49,7 @@ from streams.columns import merge
 from streams.row import split
 from streams.settings import KafkaSettings, Settings
 
-_READ_S = 180.0
+_READ_S = 60.0
 _PAGE = 500
 _SHOWN = 12
 _CONNECT = "__connect.errors."
@@ -152,9 +152,10 @@ def read(kafka: KafkaSettings, topic: str) -> list[Any]:
         until = time.monotonic() + _READ_S
         while any(consumer.position(tp) < ends[tp] for tp in tps):
             if time.monotonic() > until:
-                raise TimeoutError(f"{topic} is not read to its end within {_READ_S:g} s")
+                raise TimeoutError(f"nothing came of {topic} for {_READ_S:g} s before its end")
             for batch in consumer.poll(timeout_ms=500).values():
                 records += batch
+                until = time.monotonic() + _READ_S  # half a million documents take a while
         return sorted(records, key=lambda r: (r.partition, r.offset))
     finally:
         consumer.close()
