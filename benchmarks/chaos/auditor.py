@@ -155,7 +155,7 @@ def read(kafka: KafkaSettings, topic: str) -> list[Any]:
                 raise TimeoutError(f"nothing came of {topic} for {_READ_S:g} s before its end")
             for batch in consumer.poll(timeout_ms=500).values():
                 records += batch
-                until = time.monotonic() + _READ_S  # half a million documents take a while
+                until = time.monotonic() + _READ_S  # slow is not stuck
         return sorted(records, key=lambda r: (r.partition, r.offset))
     finally:
         consumer.close()
