@@ -163,6 +163,18 @@ def _show(report: Report, out: Output) -> None:
             ),
         )
         out.say("")
+    for days in dict.fromkeys(row["horizon_days"] for row in report.pooled):
+        rows = [row for row in report.pooled if row["horizon_days"] == days]
+        if rows[0]["cutoffs"] > 1:
+            out.say(f"{days} days, mean of {rows[0]['cutoffs']} cut-offs")
+            out.table(
+                ("model", *_SHOWN.values()),
+                (
+                    (row["model"], *(measured(row["metrics"][name]) for name in _SHOWN))
+                    for row in rows
+                ),
+            )
+            out.say("")
     spent = {row["model"]: row for row in report.runs if row["cost"]}
     if spent:
         out.table(

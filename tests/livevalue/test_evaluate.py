@@ -96,6 +96,19 @@ def test_click_through_is_told_where_the_log_has_pages_and_acts(ask: Ask, tmp_pa
     assert found["untargeted"]["conversion"] == found["untargeted"]["click_through"] == 0
 
 
+def test_several_cutoffs_are_shown_with_their_mean(ask: Ask, tmp_path: Path) -> None:
+    write_shoppers(tmp_path / "shop.csv")
+    words = ("--as-of", "1970-05-10,1970-06-10", "--horizon", "30d", "--models", "prior,past-spend")
+    said = ask("evaluate", "shop.csv", *SHOP, *words, "--json", "found.json")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    pooled = json.loads((tmp_path / "found.json").read_text())["pooled"]
+    at = lines.index("30 days, mean of 2 cut-offs")
+    assert [row["model"] for row in pooled] == ["prior", "past_spend"]
+    for row, line in zip(pooled, lines[at + 2 :], strict=False):
+        assert line.split()[:2] == [row["model"], f"{row['metrics']['ngini']:.3f}"]
+
+
 def test_models_are_listed_without_a_log(run: Run) -> None:
     done = run("--models", "list")
     assert done.returncode == 0
