@@ -15,6 +15,7 @@ from scoring.errors import ScoringError
 from scoring.examples import Examples
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.splits import newest
 from scoring.teacher import Teacher
 
 BLENDED = ("mingru", "gbm", "svr_rff")  # see docs/accuracy.md
@@ -105,8 +106,7 @@ def _net(name: str, pupil: bool = False) -> Make:
         chosen = how.model_copy(update={"family": name})
         teacher = _teacher(examples, chosen, progress) if pupil else None
         trained = training.train(examples, chosen, progress, teacher=teacher)
-        newest = training.newest(examples, windows)
-        return training.generation(trained, examples, calibrate_on=newest)
+        return training.generation(trained, examples, calibrate_on=newest(examples, windows))
 
     return make
 

@@ -27,7 +27,6 @@ from featurestore.features import FEATURES, STATIC
 from featurestore.vector import TOKENS
 from scoring import base_rates, calibration, losses
 from scoring.batches import Data
-from scoring.carries import carry_rows
 from scoring.errors import ScoringError, TooLittleData
 from scoring.examples import Examples
 from scoring.forecasts import score
@@ -35,11 +34,9 @@ from scoring.generation import Generation, Manifest, build
 from scoring.nets import Frame, Net, Scaling
 from scoring.seen import DRIFTING, moved_by, tokens_moved_by, unseen
 from scoring.settings import TrainingSettings
-from scoring.splits import held_out, late, newest
+from scoring.splits import held_out, late
 from scoring.teacher import Teacher
 from scoring.zoo import NETS
-
-__all__ = ["Trained", "carry_rows", "generation", "held_out", "newest", "train"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 Watch = Callable[[int, int, float], None]  # epochs done, in all, held-out loss; may raise to stop

@@ -43,6 +43,7 @@ from scoring.recipes import Progress, expected
 from scoring.retrain_settings import RetrainSettings
 from scoring.scan import LogSummary, scan
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.splits import newest
 
 try:
     import optuna
@@ -306,7 +307,7 @@ class _Search:
         """(N,) expected values of the judged rows by the exported generation."""
         task = self.task
         trained = trainer.train(task.train, settings, watch=watch)
-        calibrate_on = trainer.newest(task.train, self.windows)
+        calibrate_on = newest(task.train, self.windows)
         made = trainer.generation(trained, task.train, calibrate_on=calibrate_on)
         return expected(made, task.judge)[0][:, task.column]
 

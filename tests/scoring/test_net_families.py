@@ -26,6 +26,7 @@ from scoring.generation import build as build_generation  # noqa: E402
 from scoring.interface import Floats  # noqa: E402
 from scoring.nets import Form, Frame, Net, Scaling  # noqa: E402
 from scoring.settings import Loss, Optimizer, TrainingSettings  # noqa: E402
+from scoring.splits import newest  # noqa: E402
 from scoring.zoo import NETS, gru_net, mlp  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cutoff_days, shop  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
@@ -188,8 +189,7 @@ def examples() -> Examples:
 def trained(examples: Examples, **settings: object) -> Generation:
     how = QUICK.model_copy(update=settings)
     found = training.train(examples, how)
-    newest = training.newest(examples, 3)
-    return training.generation(found, examples, calibrate_on=newest)
+    return training.generation(found, examples, calibrate_on=newest(examples, 3))
 
 
 def breaks(made: Generation) -> list[str]:

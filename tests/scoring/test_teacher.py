@@ -12,6 +12,7 @@ from featurestore.settings import FeatureSettings  # noqa: E402
 from scoring import training  # noqa: E402
 from scoring.errors import ScoringError  # noqa: E402
 from scoring.examples import Examples, build  # noqa: E402
+from scoring.forecasts import score  # noqa: E402
 from scoring.interface import Prediction  # noqa: E402
 from scoring.settings import TrainingSettings  # noqa: E402
 from scoring.teacher import Teacher  # noqa: E402
@@ -44,8 +45,7 @@ def odd(examples: Examples) -> Teacher:
 
 def said(examples: Examples, settings: TrainingSettings, teacher: Teacher | None) -> Prediction:
     made = training.generation(training.train(examples, settings, teacher=teacher), examples)
-    rows = training.carry_rows(made, examples)
-    return made.model.predict(rows, examples.features[:, None])
+    return score(made, examples)
 
 
 def apart(made: Prediction, teacher: Teacher) -> tuple[float, float]:

@@ -18,12 +18,14 @@ from featurestore.settings import FeatureSettings  # noqa: E402
 from featurestore.state import States  # noqa: E402
 from featurestore.vector import encode  # noqa: E402
 from scoring import metrics, training  # noqa: E402
+from scoring.carries import carry_rows  # noqa: E402
 from scoring.errors import TooLittleData  # noqa: E402
 from scoring.examples import Examples, build  # noqa: E402
 from scoring.generation import Generation  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
-from scoring.training import carry_rows, generation, held_out, newest  # noqa: E402
+from scoring.splits import held_out, newest  # noqa: E402
+from scoring.training import generation  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cdnow, cutoff_days, shop  # noqa: E402
 from tests.scoring.test_scorer import live  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
