@@ -70,6 +70,20 @@ def evaluate(
         float, typer.Option(min=0.001, max=0.999, help="Of users that would be targeted.")
     ] = 0.2,
     seeds: Annotated[int, typer.Option(min=1, help="Nets trained, each judged.")] = 1,
+    staleness: Annotated[
+        str,
+        typer.Option(
+            metavar="SPAN[,…]",
+            help="Instead: fresh against stale by so much, after T: 0s,1h,1d,7d,1d+silence.",
+        ),
+    ] = "",
+    anchor: Annotated[
+        Literal["first_event"] | None,
+        typer.Option(help="Instead: users at --ages, against what they were worth by --horizon."),
+    ] = None,
+    ages: Annotated[
+        str, typer.Option(metavar="DAYS[,…]", help="With --anchor: days since the first event.")
+    ] = "0d,1d,7d,20d",
     columns: Columns = "",
     type_: Type = None,
     order_lines: OrderLines = False,
@@ -87,10 +101,13 @@ def evaluate(
     Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
     --as-of 2011-09-10 --horizon 90d --html report.html
 
+    Example, what real time is worth (docs/realtime.md):  livevalue evaluate kafka --horizon 7d,30d
+    --as-of 2011-06-01 --staleness 0s,1h,1d,7d,1d+silence
+
     Example, five rolling months pooled:  livevalue evaluate kafka --horizon 30d
     --as-of 2011-07-12,2011-08-11,2011-09-10,2011-10-10,2011-11-09 --models served,pareto_gg
     """
-    from livevalue import running
+    from livevalue import freshness, running
     from livevalue.bars import stages
     from livevalue.jobs import evaluating
     from livevalue.sources import FileOptions, parse_columns
@@ -135,7 +152,22 @@ def evaluate(
                 last = model
                 out.say(model)  # a line a model, for logs
 
-        report = evaluating.evaluate(settings, src, options, question, tell)
+        if staleness or anchor:
+            special = freshness.asked(
+                settings,
+                src,
+                options,
+                question,
+                staleness,
+                parse_ages(ages) if anchor else (),
+                tell,
+            )
+        else:
+            report = evaluating.evaluate(settings, src, options, question, tell)
+    if staleness or anchor:
+        freshness.show(special, out)
+        out.result(special)
+        return
     if html is not None:
         from livevalue.report.page import write
 
@@ -213,6 +245,18 @@ def parse_days(text: str) -> int:
     if not found or not int(found[1]):
         raise typer.BadParameter(f"{text!r} is no span of days: write 28d or 13w")
     return int(found[1]) * (7 if found[2] == "w" else 1)
+
+
+def parse_ages(text: str) -> tuple[int, ...]:
+    """`0d,1d,7d` as days.
+
+    >>> parse_ages("0d,7d")
+    (0, 7)
+    """
+    found = [re.fullmatch(r"(\d{1,4})d", part.strip()) for part in text.split(",") if part.strip()]
+    if not found or not all(found):
+        raise typer.BadParameter(f"{text!r} are no ages: write 0d,1d,7d,20d")
+    return tuple(int(age[1]) for age in found if age)
 
 
 def parse_cutoffs(text: str) -> tuple[int, ...]:

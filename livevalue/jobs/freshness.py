@@ -1,0 +1,44 @@
+"""evaluate --staleness, evaluate --anchor: what real time is worth, and value since install."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from livevalue.jobs.evaluating import Progress, read
+from scoring.anchored import anchored
+from scoring.point_in_time import Log
+from scoring.question import Question
+from scoring.staleness import Stale, staleness
+from streams.settings import Settings
+
+__all__ = ["fresh_and_stale", "read", "since_first_event"]
+
+
+def fresh_and_stale(
+    log: Log, settings: Settings, question: Question, stales: Sequence[Stale], progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of `staleness`."""
+    return staleness(
+        log,
+        replace(question, training=settings.training),
+        stales,
+        settings.features,
+        settings.kafka.sources,
+        lambda stage: progress(stage, 0, None),
+    )
+
+
+def since_first_event(
+    log: Log, settings: Settings, question: Question, ages_days: Sequence[float], progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of `lifetime`."""
+    return anchored(
+        log,
+        replace(question, training=settings.training),
+        ages_days,
+        settings.features,
+        settings.kafka.sources,
+        lambda stage: progress(stage, 0, None),
+    )
