@@ -134,7 +134,8 @@ class Work:
     ) -> gate.Verdict:
         """The gate's word on the candidate, by the way that suits the two recipes."""
         untrained = old.manifest.family == "prior"
-        cannot = unservable(old.manifest, self.horizons_s, self.unit)
+        readable = folded.examples.readable
+        cannot = unservable(old.manifest, self.horizons_s, self.unit, readable)
         if untrained and not cannot and said:
             champion = {at: origins.said(old, folded.examples, at, folded.plan) for at in said}
             return self._by_origins(said, champion, lenient=True)

@@ -96,10 +96,17 @@ class Examples:
         """All columns there are, those of `features` first."""
         return (*FEATURE_NAMES, *self.extra_names)
 
+    @property
+    def readable(self) -> frozenset[str]:
+        """Columns that a generation may read of these rows."""
+        words = INTEREST_NAMES if self.words.shape[1] else ()
+        return frozenset((*self.names, *words, *NEAR_NAMES))
+
     def read(self, names: Sequence[str], directions: Directions | None = None) -> Floats:
         """(N, F) these columns, as a generation's manifest names them; none named: `features`.
 
-        `directions`: the generation's, where it reads interests.
+        `directions`: the generation's, where it reads interests. Neighbours are 0 where the log
+        has no edge.
         """
         if not names or tuple(names) == FEATURE_NAMES:
             return self.features
@@ -107,6 +114,9 @@ class Examples:
         if directions is not None:
             there = (*there, *INTEREST_NAMES)
             parts.append(directions(self.words))
+        if NEAR_NAMES[0] not in there:
+            there = (*there, *NEAR_NAMES)
+            parts.append(np.zeros((len(self), len(NEAR_NAMES)), np.float32))
         at = positions(there, names)
         every = np.concatenate(parts, axis=1)
         return every if at is None else every[:, at]

@@ -113,14 +113,21 @@ def with_unit(made: Generation, unit: str) -> Generation:
     return build(made.manifest.model_copy(update={"unit": unit}), files)
 
 
-def unservable(manifest: Manifest, horizons_s: Sequence[int], unit: str) -> str:
-    """Why a generation cannot serve a deployment of this version; empty where it can."""
+def unservable(
+    manifest: Manifest, horizons_s: Sequence[int], unit: str, readable: frozenset[str] = KNOWN
+) -> str:
+    """Why a generation cannot serve a deployment of this version; empty where it can.
+
+    `readable`: names of the columns that the deployment makes (scoring.inputs).
+    """
     if manifest.horizons_s != tuple(horizons_s):
         days = ", ".join(str(s // 86_400) for s in manifest.horizons_s)
         return f"it predicts {days} days, other horizons than LIVEVALUE_MODEL__HORIZONS_DAYS"
     unknown = set(manifest.features) - KNOWN
     if unknown or (manifest.tokens or TOKENS) != TOKENS:
         return "it reads another feature set than this version encodes"
+    if not readable.issuperset(manifest.features):
+        return "it reads edges or interests, which LIVEVALUE_FEATURES__SOCIAL or __INTERESTS fold"
     if manifest.unit and unit and manifest.unit != unit:
         return f"it was trained on values in {manifest.unit}, the deployment's unit is {unit}"
     return ""

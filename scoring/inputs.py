@@ -36,6 +36,16 @@ SOCIAL_NAMES = tuple(feature.name for feature in SOCIAL)
 KNOWN = frozenset((*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES))
 
 
+def readable(settings: FeatureSettings) -> frozenset[str]:
+    """Columns that a generation may read under these settings.
+
+    >>> "degree" in readable(FeatureSettings()), "degree" in readable(FeatureSettings(social=True))
+    (False, True)
+    """
+    off = (() if settings.social else SOCIAL_NAMES, () if settings.interests else INTEREST_NAMES)
+    return KNOWN.difference(*off)
+
+
 class Inputs:
     """Makes what one generation reads of users."""
 

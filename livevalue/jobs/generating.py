@@ -16,6 +16,7 @@ from scoring import retrain as job
 from scoring.errors import GenerationError
 from scoring.examples import Log
 from scoring.generation import Generation, unservable
+from scoring.inputs import readable
 from streams.errors import Stale
 from streams.pipeline import Base
 from streams.replay import Progress
@@ -96,7 +97,8 @@ async def promote(
 def fits(made: Generation, settings: Settings) -> None:
     """GenerationError where a generation cannot serve this deployment; the champion stays."""
     horizons_s = [days * 86_400 for days in settings.model.horizons_days]
-    cannot = unservable(made.manifest, horizons_s, settings.value.currency)
+    folded = readable(settings.features)
+    cannot = unservable(made.manifest, horizons_s, settings.value.currency, folded)
     if cannot:
         raise GenerationError(
             f"generation {made.short} cannot serve here: {cannot}; retrain with these settings, or"

@@ -81,7 +81,8 @@ def generation(
     """Fitted arrays, with what else they are read by; `names` are all columns read."""
     trained = tuple(name for name, kept in zip(names, keep.tolist(), strict=True) if kept)
     files = {two_part.FILE: save(dict(arrays))}
-    params = dict(manifest.params)
+    # The table of neighbours is no parameter, though it stands beside them.
+    params = {**manifest.params, "parameters": sum(a.size for a in arrays.values())}
     if table is not None:
         files[social.FILE] = table.dump()
         params["users_with_neighbours"] = len(table.keys)

@@ -17,8 +17,8 @@ from featurestore.state import States
 from scoring import social_graph
 from scoring.errors import GenerationError
 from scoring.examples import ExampleBuilder, Examples, Log, build
-from scoring.generation import Generation, prior
-from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
+from scoring.generation import Generation, prior, unservable
+from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES, readable
 from scoring.metrics import ngini
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
@@ -265,6 +265,16 @@ def test_a_log_without_edges_has_no_columns_of_neighbours_and_still_trains() -> 
 
 def now() -> np.ndarray:
     return np.full((len(live(LOG, int(CUTS[0])).users), 1), int(CUTS[1]))
+
+
+def test_a_champion_that_reads_edges_gives_way_where_they_are_folded_no_more() -> None:
+    quiet = rows_of([(p, replace(batch, target=[])) for p, batch in LOG], CUTS, FeatureSettings())
+    for rows, serves in ((ROWS, True), (quiet, False)):
+        assert (unservable(MADE.manifest, HORIZONS_S, "", rows.readable) == "") is serves
+    assert not unservable(prior(MODEL).manifest, HORIZONS_S, "", quiet.readable)
+    assert "SOCIAL" in unservable(MADE.manifest, HORIZONS_S, "", readable(FeatureSettings()))
+    # Without an edge in the log neighbours are worth nothing, and nobody stumbles over it.
+    assert not quiet.read(NEAR_NAMES).any()
 
 
 def test_a_generation_that_reads_edges_is_refused_where_none_are_folded() -> None:
