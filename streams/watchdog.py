@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from streams import leaders, topics
+from streams.ending import end
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
 from streams.partition import Owner
@@ -58,6 +59,7 @@ class Watchdog:
         self._silent_s = 0.0  # when the broker last left a question of ours unanswered
         self._missing_since: float | None = None
         self._led: dict[str, SourceFound] = {}
+        self._asking: asyncio.Task[None] | None = None
         self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
 
     async def run(self) -> None:
@@ -74,6 +76,8 @@ class Watchdog:
                 except StreamsError as error:
                     self._give_up(str(error))
         finally:
+            if self._asking is not None:
+                await end(self._asking)
             await self._reader.close()
 
     async def look(self) -> None:
@@ -102,9 +106,15 @@ class Watchdog:
         if now - self._topics_s > _TOPICS_EVERY_S:
             self._topics_s = now
             await self._look_for_topics(now, live)
-        if live and now - self._ends_s > _ENDS_EVERY_S:
+        if self._asking is None and live and now - self._ends_s > _ENDS_EVERY_S:
             self._ends_s = now
-            await self._look_for_ends(live)
+            self._asking = asyncio.create_task(self._look_for_ends(live), name="watchdog-ends")
+        if self._asking is not None:
+            # Of a topic that is gone the driver asks for ten seconds: the next look shall see that.
+            done, _ = await asyncio.wait([self._asking], timeout=_ENDS_EVERY_S)
+            if done:
+                asked, self._asking = self._asking, None
+                await asked
 
     def _look_at_coordinator(self, now: float, stall_s: float) -> None:
         if self._coordinated():
