@@ -18,8 +18,9 @@ class ModelSettings(BaseModel):
     horizons_days: tuple[int, ...] = Field((7, 30, 90), description="ascending; at least one")
     headline: str = Field("d90", validate_default=True, description="horizon that ranks users")
     # 37 and 97: what lies in a window of 30 or 90 days has left its last week bucket by then, and
-    # values bend. With both, a reader's value and the model asked again differ by 1.6 % (CDNOW) and
-    # 2.8 % (Online Retail) of the start at the 95th percentile of silent days; without 4 and 7 %.
+    # values bend. A reader's value of 90 days and the model asked again differ by 1.6 % (CDNOW) and
+    # 2.7 % (Online Retail) of the start at the 95th percentile of silent days with the shipped net;
+    # of 7 days by more: docs/realtime.md.
     silence_days: tuple[float, ...] = Field(
         (0, 1, 3, 7, 10, 30, 37, 60, 90, 97, 180, 365),
         description="days of silence at which a document says the value; 0 first",
