@@ -4,7 +4,8 @@
 
 Prints a line a set, generation and reader (scoring.silence). Generations: the prior, and the net
 that ships with the package, which but for online_retail has never seen such a set. With the
-settings' knots; LIVEVALUE_MODEL__SILENCE_DAYS tries others. Half a minute.
+settings' knots; LIVEVALUE_MODEL__SILENCE_DAYS tries others. Two minutes, and
+several more for bitcoin_otc, whose users are silent for years.
 """
 
 from __future__ import annotations
