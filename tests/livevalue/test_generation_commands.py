@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from livevalue.embedded import Stack
+from scoring.retrain_settings import RetrainSettings
 from scoring.settings import TrainingSettings
 from tests.e2e.deployment import Deployment
 from tests.parity.nasty import Sent
@@ -47,7 +48,9 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
     stack: Stack, topic_prefix: str, tmp_path: Path
 ) -> None:
     settings = shaped(stack, topic_prefix, mixed=True, partitions=2)
-    settings = settings.model_copy(update={"training": QUICK})
+    settings = settings.model_copy(
+        update={"training": QUICK, "retrain": RetrainSettings(origins=1)}
+    )
     log = orders(240)
     begin = log[0].timestamp
     short = [sent for sent in log if sent.timestamp < begin + 15 * 86_400_000]

@@ -129,7 +129,9 @@ def test_one_cutoff_and_one_horizon_have_no_chart_across_them(
     one = replace(question, as_of_ms=(AS_OF,), horizons_days=(30,), models=("prior",))
     made = evaluate(shoppers(users=300), one, FeatureSettings(), ["events"])
     text = render(made, one, ["shop.csv"], "GBP")
-    assert "at each cut-off" not in text and "by horizon" not in text and "minus that of" not in text
+    assert (
+        "at each cut-off" not in text and "by horizon" not in text and "minus that of" not in text
+    )
     assert Page(text).open == []
 
 
