@@ -32,6 +32,8 @@ from tests.e2e.losses import (
     until,
 )
 
+pytestmark = pytest.mark.long
+
 _DATABASE = 15
 
 
