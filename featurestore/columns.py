@@ -112,7 +112,8 @@ class EventBatch:
 
     def targets(self, at: npt.NDArray[np.integer]) -> list[str | None]:
         """`target` of the events at `at`; empty where none is known."""
-        return [self.target[i] for i in at.tolist()] if self.target else []
+        found = [self.target[i] for i in at.tolist()] if self.target else []
+        return found if any(found) else []
 
     @classmethod
     def empty(cls) -> EventBatch:

@@ -86,6 +86,7 @@ class WorkerProcess:
         env = {**os.environ, **environment(settings), **more}
         self._process: Fork | subprocess.Popen[bytes]
         if fork:
+            log.touch()  # there before the fork has come to open it
             self._process = Fork(WORKER, [], cwd=root, env=env, stdout=log)
             return
         with log.open("ab") as output:
