@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -38,6 +40,7 @@ class Listener:
             topic_disable_leader=True,
             topic_partitions=PARTITIONS,
             broker_commit_interval=0.2,
+            datadir=str(Path(tempfile.gettempdir()) / kafka.app),  # not where the tests are run
             stream_wait_empty=False,
         )
         channel = app.channel(maxsize=channel_size)
