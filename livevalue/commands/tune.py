@@ -82,13 +82,26 @@ def tune(
                 say=out.say,
                 progress=tell,
             )
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
         out.say(f"stopped; the same command goes on from {journal}")
-        raise
+        raise KeyboardInterrupt from None
     for line in lines(left_out):
         out.say(line)
     _show(tuned, out)
     out.result({**tuned.as_json(), **left_out})
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind it.
+
+    Interrupted while it writes down a trial, optuna 5 stumbles over a name that it has not set yet.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _show(tuned: Tuned, out: Output) -> None:

@@ -239,6 +239,7 @@ def test_without_a_broker_a_worker_still_stops_and_says_why(tmp_path: Path) -> N
             deployment.settle()
             assert alone.kafka is not None
             alone.kafka.kill()
+            time.sleep(2)  # one that is stopped before it has missed the broker ends cleanly
             assert worker.stop(60) == 1
             assert "is the broker up?" in worker.log.read_text().splitlines()[-1]
             alone.kafka.start()

@@ -18,6 +18,7 @@ pytest.importorskip("torch", reason="torch is in the extra `train`")
 pytest.importorskip("optuna", reason="optuna is in the extra `train`")
 
 from livevalue import cli
+from livevalue.commands.tune import _interrupted
 from streams.settings import Settings
 from tests.livevalue.test_evaluate import SHOP, write_shoppers
 
@@ -189,3 +190,16 @@ def test_without_the_extra_the_missing_package_is_named(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"tune needs {missing}" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_known_behind_what_it_made_fail() -> None:
+    def stumble() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise UnboundLocalError("not set yet")
+
+    with pytest.raises(UnboundLocalError) as raised:
+        stumble()
+    assert _interrupted(raised.value) and _interrupted(KeyboardInterrupt())
+    assert not _interrupted(ValueError("a bug"))
