@@ -5,7 +5,8 @@
 The old version's code comes from `git archive`; without a commit it is the last one that wrote the
 format of states before ours. Both workers are restarted one by one on the new
 code while events arrive; then one is put back on the old code, which must halt where it meets
-states of the new format and change nothing; then it is upgraded again. Afterwards everything is
+states of a format it does not know (there are none while edges and words are off) and change
+nothing; then it is upgraded again. Afterwards everything is
 counted: the digest of the live store against a replay of the log, (user, revision) seen twice on
 `scores`, dead letters, halts while upgrading. Prints last one line of JSON; exit 1 where a count
 is not as it must be.

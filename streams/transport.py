@@ -257,7 +257,7 @@ class Consumer(driver.Consumer):
             return False
         try:
             return cast(bool, await self._thread.call_thread(_commit, consumer, dict(offsets)))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  a lag metric only, as said above
             self.log.info("offsets not committed, next time: %r", error)
             return False
 
