@@ -33,7 +33,7 @@ from scoring.settings import TrainingSettings
 from scoring.splits import held_out
 from scoring.targeting import Clicks, targeting
 from scoring.thresholds import RATES, Threshold, rates
-from scoring.trainable import SERVED, TRAINED
+from scoring.trainable import SERVED, TRAINED, Ask
 from scoring.validation import Validation
 
 Bools = npt.NDArray[np.bool_]
@@ -131,7 +131,8 @@ class Judge:
         for seed in range(self._question.seeds if kind.seeded else 1):
             began = time.perf_counter()
             how = training.model_copy(update={"seed": training.seed + seed})
-            generation = kind.make(examples, horizons, how, progress=self._epochs(name))
+            ask = Ask(examples, horizons, how, progress=self._epochs(name))
+            generation = kind.make(ask)
             seconds = time.perf_counter() - began
             n_train = len(examples) if examples is not None else 0
             users = rows.users(_midnight(self._as_of, daily))

@@ -15,7 +15,7 @@ from scoring.generation import Generation
 from scoring.history import History
 from scoring.point_in_time import Log, PointInTime
 from scoring.question import Question, net_horizons
-from scoring.trainable import TRAINED
+from scoring.trainable import TRAINED, Ask
 
 
 def askable(models: Sequence[str]) -> tuple[str, ...]:
@@ -47,5 +47,5 @@ def learned(
     for name in askable(question.models):
         kind = TRAINED[DAILY.get(name, name)]
         examples = point.training if kind.trains else None
-        out.append((name, kind.make(examples, horizons, question.training)))
+        out.append((name, kind.make(Ask(examples, horizons, question.training))))
     return out

@@ -20,7 +20,7 @@ from scoring.forecasts import score
 from scoring.generation import Generation, Manifest, with_unit
 from scoring.settings import TrainingSettings
 from scoring.splits import held_out
-from scoring.trainable import family
+from scoring.trainable import Ask, family
 
 Values = npt.NDArray[np.float64]
 Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
@@ -91,7 +91,7 @@ def fit(
     if not (kind.holds_out or all_users):
         examples = examples.rows(~held_out(examples, recipe.training))
     days = [seconds // 86_400 for seconds in examples.horizons_s]
-    made = kind.make(examples, days, recipe.training, windows=recipe.windows, progress=progress)
+    made = kind.make(Ask(examples, days, recipe.training, recipe.windows, progress))
     return with_unit(made, unit) if unit else made
 
 

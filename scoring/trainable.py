@@ -31,20 +31,18 @@ class Fit(Protocol):
         ...
 
 
-class Make(Protocol):
-    """Examples -> a generation ready to score; `examples` may be None for what does not train."""
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a model is made from."""
 
-    def __call__(
-        self,
-        examples: Examples | None,
-        horizons: Sequence[int],
-        how: TrainingSettings,
-        *,
-        windows: int = WINDOWS,
-        progress: Progress | None = None,
-    ) -> Generation:
-        """`horizons` in days; `windows`: newest mature cut-offs that calibrate."""
-        ...
+    examples: Examples | None  # None for what does not train
+    horizons: Sequence[int]  # days
+    training: TrainingSettings
+    windows: int = WINDOWS  # newest mature cut-offs that calibrate
+    progress: Progress | None = None
+
+
+Make = Callable[[Ask], Generation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +69,15 @@ def family(name: str) -> Trainable:
 SERVED = "served"
 
 
-def _served(
-    examples: Examples | None,
-    horizons: Sequence[int],
-    how: TrainingSettings,
-    *,
-    windows: int = WINDOWS,
-    progress: Progress | None = None,
-) -> Generation:
+def _served(ask: Ask) -> Generation:
     """As scoring.retrain makes the generation that it publishes."""
-    made = family(how.family).make
-    return made(examples, horizons, how, windows=windows, progress=progress)
+    return family(ask.training.family).make(ask)
 
 
 def _net(name: str, pupil: bool = False) -> Make:
     """A net of scoring.zoo.NETS, trained by scoring.training; a pupil learns from teachers, too."""
 
-    def make(
-        examples: Examples | None,
-        horizons: Sequence[int],
-        how: TrainingSettings,
-        *,
-        windows: int = WINDOWS,
-        progress: Progress | None = None,
-    ) -> Generation:
+    def make(ask: Ask) -> Generation:
         try:
             from scoring import training
         except ImportError as error:
@@ -102,11 +85,12 @@ def _net(name: str, pupil: bool = False) -> Make:
                 f"`{name}` is trained with torch: install the package with its extra `train`, or"
                 " name another family (`livevalue evaluate --models list`)"
             ) from error
+        examples = ask.examples
         assert examples is not None
-        chosen = how.model_copy(update={"family": name})
-        teacher = _teacher(examples, chosen, progress) if pupil else None
-        trained = training.train(examples, chosen, progress, teacher=teacher)
-        return training.generation(trained, examples, calibrate_on=newest(examples, windows))
+        chosen = ask.training.model_copy(update={"family": name})
+        teacher = _teacher(examples, chosen, ask.progress) if pupil else None
+        trained = training.train(examples, chosen, ask.progress, teacher=teacher)
+        return training.generation(trained, examples, calibrate_on=newest(examples, ask.windows))
 
     return make
 
@@ -135,20 +119,12 @@ def _teacher(
 def _two_part(fit: Fit) -> Make:
     """A family that is fitted in one go."""
 
-    def make(
-        examples: Examples | None,
-        horizons: Sequence[int],
-        how: TrainingSettings,
-        *,
-        windows: int = WINDOWS,
-        progress: Progress | None = None,
-    ) -> Generation:
-        assert examples is not None
-        if progress is not None:
-            progress("train", 0, 1)
-        made = fit(examples, seed=how.seed)
-        if progress is not None:
-            progress("train", 1, 1)
+    def make(ask: Ask) -> Generation:
+        assert ask.examples is not None
+        tell = ask.progress or (lambda stage, done, total: None)
+        tell("train", 0, 1)
+        made = fit(ask.examples, seed=ask.training.seed)
+        tell("train", 1, 1)
         return made
 
     return make
@@ -199,32 +175,15 @@ FITS: dict[str, Fit] = {
 }
 
 
-def _blend(
-    examples: Examples | None,
-    horizons: Sequence[int],
-    how: TrainingSettings,
-    *,
-    windows: int = WINDOWS,
-    progress: Progress | None = None,
-) -> Generation:
+def _blend(ask: Ask) -> Generation:
     from scoring.zoo import blend
 
-    members = [
-        TRAINED[name].make(examples, horizons, how, windows=windows, progress=progress)
-        for name in BLENDED
-    ]
-    return blend.generation(members)
+    return blend.generation([TRAINED[name].make(ask) for name in BLENDED])
 
 
-def _prior(
-    examples: Examples | None,
-    horizons: Sequence[int],
-    how: TrainingSettings,
-    *,
-    windows: int = WINDOWS,
-    progress: Progress | None = None,
-) -> Generation:
-    return prior(ModelSettings(horizons_days=tuple(horizons), headline=f"d{max(horizons)}"))
+def _prior(ask: Ask) -> Generation:
+    days = tuple(ask.horizons)
+    return prior(ModelSettings(horizons_days=days, headline=f"d{max(days)}"))
 
 
 TRAINED: dict[str, Trainable] = {

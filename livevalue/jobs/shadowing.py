@@ -57,7 +57,7 @@ async def shadow(
     stores = Stores(settings)
     try:
         registry = stores.registry()
-        made = await registry.get(await registry.resolve(name))
+        made = await registry.get(name)
         fits(made, settings)
         # Asked first: the pipeline of a deployment without one would publish a generation.
         meta, live = await live_stores(stores.store(), stores.store)

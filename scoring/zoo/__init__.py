@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from scoring.errors import GenerationError
+
 if TYPE_CHECKING:
     from scoring.generation import Manifest
     from scoring.interface import ValueModel
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
 
 def _family(module: str) -> Loader:
     def load(manifest: Manifest, files: Mapping[str, bytes]) -> ValueModel:
-        return cast("Loader", import_module(module).load)(manifest, files)
+        made = cast("Loader", import_module(module).load)
+        try:
+            return made(manifest, files)
+        except KeyError as error:  # a file, an array or a parameter
+            raise GenerationError(
+                f"the generation lacks {error}: publish it again, or promote another"
+            ) from error
 
     return load
 

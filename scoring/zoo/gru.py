@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from scoring.errors import GenerationError
 from scoring.generation import Manifest
 from scoring.interface import Floats, Prediction
 from scoring.served_heads import Heads, file
@@ -85,9 +84,4 @@ def _sigmoid(x: Floats) -> Floats:
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> GRU:
     """Found by scoring.zoo.FAMILIES."""
-    try:
-        return GRU(manifest, files)
-    except KeyError as error:
-        raise GenerationError(
-            f"the generation lacks {error}: publish it again, or promote another"
-        ) from error
+    return GRU(manifest, files)

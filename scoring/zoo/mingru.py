@@ -17,7 +17,6 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from scoring.errors import GenerationError
 from scoring.generation import Manifest
 from scoring.interface import Floats, Prediction
 from scoring.served_heads import Heads, file
@@ -87,9 +86,4 @@ def _scan(pre: Floats, start: Floats, runs: Runs, width: int) -> Floats:
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> MinGRU:
     """Found by scoring.zoo.FAMILIES."""
-    try:
-        return MinGRU(manifest, files)
-    except KeyError as error:
-        raise GenerationError(
-            f"the generation lacks {error}: publish it again, or promote another"
-        ) from error
+    return MinGRU(manifest, files)

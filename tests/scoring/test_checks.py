@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save
 
 from featurestore.events import WORDS
 from featurestore.features import FEATURES, STATIC
@@ -13,7 +14,7 @@ from featurestore.step import TOKENS
 from scoring import checks, two_part
 from scoring.checks import Sample
 from scoring.errors import GenerationError
-from scoring.generation import Generation, Manifest, prior
+from scoring.generation import Generation, Manifest, build, prior
 from scoring.inputs import SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats, Prediction
@@ -143,6 +144,17 @@ def unseen(generation: Generation) -> npt.NDArray[np.intp]:
 
 def test_every_family_is_held_to_the_suite() -> None:
     assert set(MAKERS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", sorted(set(MAKERS) - {"prior"}))
+def test_a_generation_without_its_arrays_is_refused_by_name(family: str) -> None:
+    made = MAKERS[family]()
+    arrays = [name for name in made.manifest.sha256 if name.endswith("safetensors")]
+    kept = {name: data for name, data in made.files.items() if name in made.manifest.sha256}
+    # A net on features alone has its graph and no arrays.
+    bare = {**kept, **dict.fromkeys(arrays, save({}))} if arrays else {}
+    with pytest.raises(GenerationError):
+        build(made.manifest, bare)
 
 
 @pytest.mark.parametrize("family", sorted(MAKERS))

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from scoring.errors import ScoringError
-from scoring.examples import Examples
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
-from scoring.trainable import SERVED, TRAINED, Progress, family
+from scoring.trainable import SERVED, TRAINED, Ask, family
 from scoring.zoo import FAMILIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -31,19 +30,12 @@ def test_what_cannot_be_retrained_is_no_family(name: str) -> None:
 def test_served_is_the_family_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def make(
-        examples: Examples | None,
-        horizons: object,
-        how: TrainingSettings,
-        *,
-        windows: int = 3,
-        progress: Progress | None = None,
-    ) -> Generation:
-        asked.append(how.family)
+    def make(ask: Ask) -> Generation:
+        asked.append(ask.training.family)
         return prior(ModelSettings())
 
     monkeypatch.setitem(TRAINED, "gru", replace(TRAINED["gru"], make=make))
-    TRAINED[SERVED].make(None, [90], TrainingSettings(family="gru"))
+    TRAINED[SERVED].make(Ask(None, [90], TrainingSettings(family="gru")))
     assert asked == ["gru"]
 
 
