@@ -23,7 +23,7 @@ OLD ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long check lint types imports contracts docs bench chaos crashes soak failover upgrade audit-deps lock clean
+.PHONY: help install demo test long fuzz check lint types imports contracts docs bench chaos crashes soak failover upgrade audit-deps lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +53,10 @@ test: install ## The tests, on an embedded Kafka and Valkey
 
 long: install ## Tests of faults, load and refusals at length, some minutes more
 	$(BIN)/python -m pytest -m long $(SIDE_BY_SIDE) $(TESTS)
+
+fuzz: install ## The property tests with 2,000 new examples each, some minutes
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile searching $(SIDE_BY_SIDE) \
+		--ignore tests/e2e $(TESTS)
 
 # TESTED=1 says that `make test` has just passed, so that CI does not run the tests twice.
 check: lint types imports contracts docs $(if $(TESTED),,test) ## Lint, types, import and data contracts, docs, tests

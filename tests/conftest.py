@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 # Settings of a deployment that the shell happens to name are not the tests'.
 for _name in [name for name in os.environ if name.startswith("LIVEVALUE_") and "__" in name]:
     del os.environ[_name]
+
+# No time limit per example: on a shared machine it only tells of the load. The same examples in
+# every run, so that a change is judged by what it changed; `make fuzz` looks for new ones.
+hypothesis.settings.register_profile("settled", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "searching", deadline=None, max_examples=2_000, print_blob=True
+)
+hypothesis.settings.load_profile("settled")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -192,7 +192,7 @@ class Mapper:
                 made[field] = found
         for field in _MILLIS.get(rule.type, ()):
             found = text(entry.first(paths.get(field, ())))
-            if found is not None and found.isdigit() and len(found) < 16:
+            if found is not None and found.isascii() and found.isdigit() and len(found) < 16:
                 made[field] = int(found)
         worth = 0
         if rule.type == "interaction":
@@ -241,7 +241,7 @@ class Mapper:
         try:
             if spec.unit == "text":
                 return _parsed(said, spec.utc), said
-            if not said.isdigit() or len(said) > 20:
+            if not (said.isascii() and said.isdigit()) or len(said) > 20:
                 raise times.TimeError(f"not a whole number: {said[:40]!r}")
             ms = times.checked(int(said) // (1000 if spec.unit == "micros" else 1))
         except times.TimeError as error:
@@ -272,7 +272,8 @@ class Mapper:
         spec = self._spec
         code, unit = self._currency(entry), rule.money_unit or spec.money.unit
         listed = entry.at(spec.items.path) if spec.items.path else None
-        lines = [one for one in listed if isinstance(one, Mapping)] if listed else []
+        listed = listed if isinstance(listed, list) else []
+        lines = [one for one in listed if isinstance(one, Mapping)]
         ways = spec.money.refund if rule.refund else spec.money.order
         try:
             found = self._said(entry, ways, lines)

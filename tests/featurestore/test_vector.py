@@ -6,7 +6,6 @@ import math
 import random
 from dataclasses import replace
 
-import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,7 +60,6 @@ def plain_log(chance: random.Random, size: int, pace_ms: int = DAY_MS) -> Log:
     return log
 
 
-@hypothesis.settings(max_examples=60)
 @given(st.data())
 def test_every_feature_is_within_its_stated_error(data: st.DataObject) -> None:
     log = data.draw(logs(3, size=80))

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from decimal import Decimal
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +288,38 @@ def test_whatever_stands_in_a_message_it_is_valid_or_parked(
                 continue
             spot[key] = data.draw(_JSON)
             break
+    _holds(Mapper(load(name), separate=True), json.dumps(message).encode())
+
+
+_ODD: list[Any] = [None, True, False, 0, -1, 10**20, 0.5, 1e300, [], [[]], [True], ["x"], {}]
+_ODD += ["", " ", "\u00b2", "\u0663", "1e400", "\0", "USD", {"a": 1}, {"0": {"price": []}}]
+
+
+def _spots(found: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a message: what holds it, and by which key."""
+    for key in list(found) if isinstance(found, dict) else range(len(found)):
+        yield found, key
+        if isinstance(found[key], dict | list):
+            yield from _spots(found[key])
+
+
+@pytest.mark.parametrize("name", names())
+def test_any_field_may_hold_anything(name: str) -> None:
+    mapper, odds = Mapper(load(name), separate=True), cycle(_ODD)
+    for line in _messages(name):
+        message = json.loads(line)
+        for holder, key in list(_spots(message)):
+            there = holder[key]
+            for odd in islice(odds, 5):  # in turn: every field has some, a kind of field has all
+                holder[key] = odd
+                _holds(mapper, json.dumps(message).encode())
+            holder[key] = there
+
+
+def _holds(mapper: Mapper, raw: bytes) -> None:
+    """What comes of a message is an event that the worker takes, or has a reason with advice."""
     report = Report()
-    outcomes = Mapper(load(name), separate=True).map(json.dumps(message).encode())
+    outcomes = mapper.map(raw)
     report.add("here", outcomes)
     for outcome in outcomes:
         if outcome.event is not None:

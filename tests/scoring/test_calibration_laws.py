@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -50,7 +50,6 @@ def rises(values: Floats) -> bool:
     return bool(steps.all())
 
 
-@settings(max_examples=60, deadline=None)
 @given(made=calibrations(), **columns)
 def test_horizons_stay_ordered_and_quantiles_are_of_what_is_served(
     made: Calibration, q: Floats, hazard: Floats, mu: Floats, sigma: Floats
@@ -67,7 +66,6 @@ def test_horizons_stay_ordered_and_quantiles_are_of_what_is_served(
     assert (out.p90[:, 0][out.p_active[:, 0, 0] <= 0.1] == 0).all()
 
 
-@settings(max_examples=60, deadline=None)
 @given(made=calibrations(), **columns)
 def test_no_two_users_change_places(
     made: Calibration, q: Floats, hazard: Floats, mu: Floats, sigma: Floats
@@ -83,7 +81,6 @@ def test_no_two_users_change_places(
     assert (out.expected[:, None, 0] > out.expected[None, :, 0])[ahead].all()
 
 
-@settings(max_examples=30, deadline=None)
 @given(made=calibrations(), **columns)
 def test_the_first_knot_of_silence_is_the_value_itself(
     made: Calibration, q: Floats, hazard: Floats, mu: Floats, sigma: Floats
@@ -106,7 +103,6 @@ def test_the_map_of_activity_rises_strictly_over_the_span_that_models_use(
     assert (np.diff(after)[inside] > 0).all()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 60),
     seed=st.integers(0, 10_000),

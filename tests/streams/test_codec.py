@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featurestore.columns import EVENT, NO_ID, STEPS, Erase
@@ -255,7 +255,6 @@ HEADERS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -287,7 +286,6 @@ def test_both_paths_say_the_same_of_whatever_comes(
         assert fast.unknown_fields == slow.unknown_fields
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_a_mostly_right_event_is_mostly_taken_and_equal(data: st.DataObject) -> None:
     source = data.draw(st.integers(0, 2))
