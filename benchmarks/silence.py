@@ -2,10 +2,10 @@
 
     python -m benchmarks.silence [SET…]
 
-Prints a line a set, generation and reader (scoring.silence). Generations: the prior, and the net
-that ships with the package, which but for online_retail has never seen such a set. With the
-settings' knots; LIVEVALUE_MODEL__SILENCE_DAYS tries others. Two minutes, and
-several more for bitcoin_otc, whose users are silent for years.
+Prints a line a set, generation and reader (scoring.judging.silence). Generations: the prior, and
+the net that ships with the package, which but for online_retail has never seen such a set. With the
+settings' knots; LIVEVALUE_MODEL__SILENCE_DAYS tries others. Two minutes, and several more for
+bitcoin_otc, whose users are silent for years.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks import sets
 from livevalue import running
 from livevalue.demo.bundled import bundled
 from scoring.generation import prior
-from scoring.silence import Reader, silences
+from scoring.judging.silence import Reader, silences
 
 READERS: tuple[Reader, ...] = ("live", "alone")
 

@@ -10,7 +10,7 @@ from livevalue.output import Output, measured
 if TYPE_CHECKING:
     from livevalue.jobs.evaluating import Progress
     from livevalue.sources import FileOptions
-    from scoring.question import Question
+    from scoring.judging.question import Question
     from streams.settings import Settings
 
 Rows = Sequence[dict[str, Any]]
@@ -27,7 +27,7 @@ def asked(
 ) -> dict[str, Any]:
     """The JSON of the command: rows of `staleness`, of `lifetime` where there are ages, notes."""
     from livevalue.jobs import freshness
-    from scoring.staleness import parse_staleness
+    from scoring.judging.staleness import parse_staleness
 
     report: dict[str, Any] = {"runs": [], "comparisons": [], "notes": []}
     stales = parse_staleness(staleness)

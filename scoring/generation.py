@@ -40,7 +40,7 @@ class Bins(BaseModel):
 
 
 class Reference(BaseModel):
-    """The population that a generation was trained on last, as scoring.drift compares it."""
+    """The population that a generation was trained on last, for scoring.retraining.drift."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +72,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any] = Field({}, description="on validation cut-offs")
     sha256: dict[str, str] = Field({}, description="of every other file")
     reference: Reference | None = Field(None, description="what drift is measured against")
-    recipe: dict[str, Any] = Field({}, description="how to make it anew: scoring.recipes")
+    recipe: dict[str, Any] = Field({}, description="how to make it anew: scoring.training.recipes")
 
     def encode(self) -> bytes:
         """Canonical bytes, fields in the order of this class.

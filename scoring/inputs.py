@@ -28,8 +28,8 @@ from scoring.social import FILE as NEIGHBOURS
 from scoring.social import NEAR_NAMES, Table
 
 if TYPE_CHECKING:
-    from scoring.examples import Examples
     from scoring.generation import Generation, Manifest
+    from scoring.training.examples import Examples
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
 SOCIAL_NAMES = tuple(feature.name for feature in SOCIAL)

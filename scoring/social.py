@@ -2,9 +2,9 @@
 
 Two users are neighbours if one has addressed the other (an edge, see featurestore.features). What
 they are worth lies in other partitions, and reading it while scoring would make a value depend on
-how far those were read (law 4). So `scoring.social_graph` computes it where the whole log is read,
-and the generation carries it: 64-bit hash of a user's name -> NEAR. Whom the table does not know
-gets 0, and so does who was erased after it was made. A generation is part of a store's
+how far those were read (law 4). So `scoring.training.social_graph` computes it where the whole log
+is read, and the generation carries it: 64-bit hash of a user's name -> NEAR. Whom the table does
+not know gets 0, and so does who was erased after it was made. A generation is part of a store's
 fingerprint, so a replay joins the same rows.
 
 Shapes: U users asked for, T users of the table, G columns of NEAR.

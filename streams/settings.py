@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from featurestore.settings import FeatureSettings, StoreSettings, ValueSettings
-from scoring.retrain_settings import RetrainSettings
+from scoring.retraining.settings import RetrainSettings
 from scoring.settings import ModelSettings, TrainingSettings
 from streams.settings_sources import Environment, File
 

@@ -12,7 +12,7 @@ from livevalue.output import Json, Output, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 if TYPE_CHECKING:
-    from scoring.audit import Row
+    from scoring.retraining.audit import Row
 
 ORDER = 56
 # field -> heading, narrow enough for 80 columns
@@ -110,7 +110,7 @@ def audit(
     # With --drift alone there need be no snapshot yet.
     facts = auditing.unjudged()
     if not drift or src or snapshots.listed(archive) or shadowing.listed(archive):
-        from scoring.audit import Thresholds
+        from scoring.retraining.audit import Thresholds
 
         thresholds = _thresholds(Thresholds, bias=bias, cover=cover, rank=rank, least=least)
         files = options(columns, type_, order_lines, anonymous)
@@ -218,7 +218,7 @@ def _show_shadows(found: dict[str, Any], out: Output) -> None:
 
 def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     """The columns that moved most."""
-    from scoring.drift import DRIFTED, STABLE, band
+    from scoring.retraining.drift import DRIFTED, STABLE, band
 
     if drifted["psi"] is None:
         out.say(f"drift cannot be told: {drifted['reason']}")

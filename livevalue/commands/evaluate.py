@@ -13,7 +13,7 @@ from livevalue.output import Json, Output, costs, measured
 from livevalue.srcs import Columns, OrderLines, Type
 
 if TYPE_CHECKING:
-    from scoring.evaluation import Report
+    from scoring.judging.evaluation import Report
 
 ORDER = 55
 # metric -> heading, narrow enough for 80 columns
@@ -111,8 +111,8 @@ def evaluate(
     from livevalue.bars import stages
     from livevalue.jobs import evaluating
     from livevalue.sources import FileOptions, parse_columns
-    from scoring.evaluation import DEFAULT, Question, model_names
-    from scoring.thresholds import Task
+    from scoring.judging.evaluation import DEFAULT, Question, model_names
+    from scoring.judging.thresholds import Task
 
     out = Output(json)
     if models == "list":

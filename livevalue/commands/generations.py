@@ -80,7 +80,7 @@ def retrain(
     from livevalue.jobs.generating import retrain as job
     from livevalue.rejections import lines
     from livevalue.repeating import repeatedly
-    from scoring.drift import DRIFTED
+    from scoring.retraining.drift import DRIFTED
 
     if psi is not None and not if_drifted:
         raise typer.BadParameter("--psi is a limit of --if-drifted: give both, or neither")

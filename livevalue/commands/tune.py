@@ -12,7 +12,7 @@ from livevalue.output import Json, Output
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 if TYPE_CHECKING:
-    from scoring.tuning import Tried, Tuned
+    from scoring.retraining.tuning import Tried, Tuned
 
 ORDER = 56
 _SHOWN = 8  # best trials in the table

@@ -16,7 +16,7 @@ from livevalue.demo.orders import DAY_MS, load_orders, write_history
 from livevalue.sources import FileOptions, Source
 from scoring.generation import dump
 from scoring.registry import Registry
-from scoring.retrain import retrain
+from scoring.retraining.retrain import retrain
 from streams.settings import Settings
 
 DAYS = 182

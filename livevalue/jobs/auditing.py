@@ -1,6 +1,7 @@
 """audit: snapshots of what was served, joined with what came true; and drift of the live users.
 
-Rows are judged by scoring.audit, bins by scoring.drift; here snapshots, log and store are read.
+Rows are judged by scoring.retraining.audit, bins by scoring.retraining.drift; here snapshots, log
+and store are read.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from livevalue.jobs import shadowing, snapshots
 from livevalue.jobs.exporting import live_now, live_stores
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
-from scoring import audit as judging
-from scoring import drift as drifting
-from scoring.audit import Row, Thresholds, Truth
+from scoring.retraining import audit as judging
+from scoring.retraining import drift as drifting
+from scoring.retraining.audit import Row, Thresholds, Truth
+from scoring.retraining.shadow import Comparison, Judged, compare
 from scoring.scorer import Scorer
-from scoring.shadow import Comparison, Judged, compare
 from streams.archive import is_archive
 from streams.row import split
 from streams.settings import Settings

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from livevalue.rejections import lines, refuse_mixed
 from livevalue.sources import FileOptions, Source
-from scoring import evaluation
-from scoring.evaluation import Question, Report
-from scoring.point_in_time import Log
-from scoring.scan import check, scan
+from scoring.judging import evaluation
+from scoring.judging.evaluation import Question, Report
+from scoring.judging.point_in_time import Log
+from scoring.retraining.scan import check, scan
 from streams.settings import Settings
 
 Progress = Callable[[str, int, int | None], None]  # what is being done, steps done, in all

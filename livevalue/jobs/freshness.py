@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from livevalue.jobs.evaluating import Progress, read
-from scoring.anchored import anchored
-from scoring.point_in_time import Log
-from scoring.question import Question
-from scoring.staleness import Stale, staleness
+from scoring.judging.anchored import anchored
+from scoring.judging.point_in_time import Log
+from scoring.judging.question import Question
+from scoring.judging.staleness import Stale, staleness
 from streams.settings import Settings
 
 __all__ = ["fresh_and_stale", "read", "since_first_event"]

@@ -11,12 +11,13 @@ from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
 from livevalue.rejections import refuse_mixed
 from livevalue.sources import KAFKA, FileOptions, Source
-from scoring import cost, trainable
-from scoring import retrain as job
+from scoring import cost
 from scoring.errors import GenerationError
-from scoring.examples import Log
 from scoring.generation import Generation, unservable
 from scoring.inputs import readable
+from scoring.retraining import retrain as job
+from scoring.training import trainable
+from scoring.training.examples import Log
 from streams.errors import Stale
 from streams.pipeline import Base
 from streams.replay import Progress

@@ -29,8 +29,8 @@ from livevalue.jobs.generating import build_aside, fits, store_name
 from livevalue.output import Refused
 from livevalue.sources import FileOptions
 from scoring.generation import Generation
+from scoring.retraining.shadow import Pair
 from scoring.scorer import Scorer
-from scoring.shadow import Pair
 from streams.replay import Progress
 from streams.row import split
 from streams.settings import Settings

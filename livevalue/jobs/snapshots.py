@@ -26,8 +26,8 @@ from featurestore.errors import FeatureStoreError
 from featurestore.store import FeatureStore
 from livevalue.jobs.exporting import Opened, live_now, live_stores, pages, whole_file
 from livevalue.output import Refused
-from scoring.audit import Predicted, Served
 from scoring.documents import at
+from scoring.retraining.audit import Predicted, Served
 from streams.settings import Settings
 
 SERVED = "served"  # folder in the archive

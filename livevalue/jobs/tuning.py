@@ -8,10 +8,10 @@ from typing import Any
 
 from featurestore import times
 from livevalue.sources import FileOptions, Source
-from scoring import tuning
 from scoring.errors import TooLittleData
-from scoring.journal import opened
-from scoring.tuning import Tuned
+from scoring.retraining import tuning
+from scoring.retraining.journal import opened
+from scoring.retraining.tuning import Tuned
 from streams.settings import Settings
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from scoring.evaluation import Question, Report
-from scoring.metrics import Values
-from scoring.scored import Scored
+from scoring.judging.evaluation import Question, Report
+from scoring.judging.metrics import Values
+from scoring.judging.scored import Scored
 
 Figures = dict[str, float | None]
 Row = dict[str, Any]

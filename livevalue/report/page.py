@@ -15,9 +15,9 @@ from livevalue.output import Refused, costs, measured
 from livevalue.report import panels
 from livevalue.report.charts import mark
 from livevalue.report.gathered import Horizon, Row
-from scoring.contenders import model_names
-from scoring.cutoffs import stamp
-from scoring.evaluation import Question, Report
+from scoring.judging.contenders import model_names
+from scoring.judging.cutoffs import stamp
+from scoring.judging.evaluation import Question, Report
 
 Table = dict[str, Any]  # head, rows
 

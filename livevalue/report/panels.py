@@ -10,7 +10,7 @@ import numpy as np
 from livevalue.report.charts import Chart, Series, forest
 from livevalue.report.gathered import Horizon
 from livevalue.report.scales import Linear, LogOne
-from scoring.figures import mean_buckets, mean_gain, sample
+from scoring.judging.figures import mean_buckets, mean_gain, sample
 
 DOTS = 700  # users drawn in a scatter
 

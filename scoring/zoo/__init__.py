@@ -48,8 +48,9 @@ FAMILIES: dict[str, Loader] = {
     "prior": _family("scoring.zoo.prior"),
 }
 
-# Families that scoring.training trains: the modules of their nets, which load torch. Each offers
-# `new(frame, settings)` and `export(net)`, and RECIPE, the settings that it keeps to a paper's.
+# Families that scoring.training.loop trains: the modules of their nets, which load torch. Each
+# offers `new(frame, settings)` and `export(net)`, and RECIPE, the settings that it keeps to a
+# paper's.
 NETS: dict[str, str] = {
     "mingru": "scoring.zoo.mingru_net",
     "gru": "scoring.zoo.gru_net",

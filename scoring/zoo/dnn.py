@@ -2,8 +2,8 @@
 
 The deep network of Wang, Liu & Miao 2019 (arXiv:1912.07753): hidden layers of 64 and 32, and the
 zero-inflated lognormal as loss. Here with increments between horizons and a hazard, as every net
-of this package has (scoring.nets), and on the features alone: what a sequence brings is what the
-families with a carry do better than this one. Served by onnxruntime.
+of this package has (scoring.zoo.nets), and on the features alone: what a sequence brings is what
+the families with a carry do better than this one. Served by onnxruntime.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from scoring.generation import Manifest
-from scoring.served_heads import GRAPH, OnFeatures
+from scoring.zoo.served_heads import GRAPH, OnFeatures
 
 if TYPE_CHECKING:
-    from scoring.nets import Frame, Net
     from scoring.settings import TrainingSettings
+    from scoring.zoo.nets import Frame, Net
 
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> OnFeatures:
@@ -26,7 +26,7 @@ def load(manifest: Manifest, files: Mapping[str, bytes]) -> OnFeatures:
 
 def new(frame: Frame, settings: TrainingSettings) -> Net:
     """An untrained net: found by scoring.zoo.NETS. torch is imported here, never by a worker."""
-    from scoring.nets import Net
+    from scoring.zoo.nets import Net
 
     net = Net(frame)
     net.add_head(0)
@@ -35,6 +35,6 @@ def new(frame: Frame, settings: TrainingSettings) -> Net:
 
 def export(net: Net) -> dict[str, bytes]:
     """The files of a generation."""
-    from scoring.graphs import graph
+    from scoring.zoo.graphs import graph
 
     return {GRAPH: graph(net.eval(), "dnn")}

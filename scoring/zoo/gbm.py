@@ -10,7 +10,7 @@ everybody. The trees are served as an ONNX graph, without lightgbm.
 
 Cost: 9 ensembles of up to ROUNDS trees of LEAVES leaves; no carry. See docs/accuracy.md for µs.
 Source: Ke et al. 2017, "LightGBM: a highly efficient gradient boosting decision tree"; the two
-parts in scoring.two_part. Shapes as there. lightgbm is imported when one is trained.
+parts in scoring.zoo.two_part. Shapes as there. lightgbm is imported when one is trained.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from scoring import calibration, two_part
+from scoring import calibration
 from scoring.errors import ScoringError
-from scoring.examples import Examples
 from scoring.generation import Generation, Manifest, build
 from scoring.heads import mixture, prediction
 from scoring.interface import Floats, Prediction
 from scoring.serving import Lazy, run_chunked, weights
-from scoring.two_part import OUTPUTS, Increment, Labels, sigmoid
+from scoring.training.examples import Examples
+from scoring.zoo import two_part
+from scoring.zoo.two_part import OUTPUTS, Increment, Labels, sigmoid
 
 if TYPE_CHECKING:
     import lightgbm
@@ -177,7 +178,7 @@ def _grow(
 
 def generation(manifest: Manifest, keep: Mask, forest: Forest) -> Generation:
     """Export a fitted forest; `manifest` says what it was fitted on."""
-    from scoring.forest import graph
+    from scoring.zoo.forest import graph
 
     trees = [tree for e in forest.ensembles for tree in e.dump_model()["tree_info"]]
     leaves = sum(tree["num_leaves"] for tree in trees)

@@ -2,15 +2,15 @@
 
 A graph convolution of one layer (Kipf & Welling 2017, arXiv:1609.02907) multiplies the normalised
 adjacency with the features and then with a matrix of weights. The first product needs other users
-and is done by retrain (scoring.social_graph); what is left is a linear model on its result (Wu et
-al. 2019, arXiv:1902.07153), here two-part as in scoring.two_part. The user's own features stand
-beside his neighbours', instead of being mixed with them: they are live, those are as old as the
-table that the generation carries (scoring.social).
+and is done by retrain (scoring.training.social_graph); what is left is a linear model on its result
+(Wu et al. 2019, arXiv:1902.07153), here two-part as in scoring.zoo.two_part. The user's own
+features stand beside his neighbours', instead of being mixed with them: they are live, those are as
+old as the table that the generation carries (scoring.social).
 
 On a log without edges it is a linear model of the features alone.
 
 Cost: about 80 features x 9 weights; a matrix product a query time; no carry; 28 bytes of the
-generation for each user with a neighbour. Shapes as in scoring.two_part.
+generation for each user with a neighbour. Shapes as in scoring.zoo.two_part.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from functools import partial
 import numpy as np
 from safetensors.numpy import save
 
-from scoring import interests, social, two_part
-from scoring.examples import Examples
+from scoring import interests, social
 from scoring.generation import Generation, Manifest, build
 from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
-from scoring.seen import DRIFTING, moved_by, unseen
 from scoring.social import NEAR_NAMES
-from scoring.two_part import Labels, Mask, Scaling, TwoPart
+from scoring.training.examples import Examples
+from scoring.zoo import two_part
+from scoring.zoo.seen import DRIFTING, moved_by, unseen
+from scoring.zoo.two_part import Labels, Mask, Scaling, TwoPart
 
 RIDGE = 30.0  # in examples: standardised weights are pulled to 0 as by so many of them
 

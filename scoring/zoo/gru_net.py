@@ -2,7 +2,7 @@
 
 The layer is torch's own, on packed sequences: no user is padded to the length of another. `step`
 is its definition (Cho et al. 2014, arXiv:1406.1078); the two are held equal by test, in values
-and gradients. The heads are those of scoring.nets.
+and gradients. The heads are those of scoring.zoo.nets.
 
 Shapes: B users, S steps of all users end to end, T tokens, W width. `ranks` (S,) number each
 user's steps from 0.
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from scoring.graphs import array, graph
-from scoring.nets import Frame
-from scoring.nets import Net as Base
-from scoring.served_heads import GRAPH
 from scoring.settings import TrainingSettings
+from scoring.zoo.graphs import array, graph
 from scoring.zoo.gru import WEIGHTS
+from scoring.zoo.nets import Frame
+from scoring.zoo.nets import Net as Base
+from scoring.zoo.served_heads import GRAPH
 
 
 class Net(Base):

@@ -5,7 +5,7 @@ to fit, in numpy alone. It is what a sequence model has to beat on a business's 
 fallback where there is no torch.
 
 Cost: about 70 features x 9 weights; a matrix product a query time; no carry.
-Source: the two-part model of Duan et al. 1983, in scoring.two_part; increments as in
+Source: the two-part model of Duan et al. 1983, in scoring.zoo.two_part; increments as in
 scoring.heads. Shapes as there.
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from scoring import two_part
-from scoring.examples import Examples
 from scoring.generation import Generation, Manifest
 from scoring.interface import Floats
-from scoring.two_part import Labels, Scaling, TwoPart
+from scoring.training.examples import Examples
+from scoring.zoo import two_part
+from scoring.zoo.two_part import Labels, Scaling, TwoPart
 
 RIDGE = 30.0  # in examples: standardised weights are pulled to 0 as by so many of them
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from scoring.generation import Manifest
 from scoring.interface import Floats, Prediction
-from scoring.served_heads import Heads, file
 from scoring.serving import weights
-from scoring.steps import Known, Runs
+from scoring.zoo.served_heads import Heads, file
+from scoring.zoo.steps import Known, Runs
 
 WEIGHTS = "weights.safetensors"
 

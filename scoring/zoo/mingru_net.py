@@ -1,6 +1,7 @@
 """The minGRU net in torch: what is trained, and its export. Never imported by a worker.
 
-Layers as in mingru.py (Feng et al. 2024, arXiv:2410.01201); the heads are those of scoring.nets.
+Layers as in mingru.py (Feng et al. 2024, arXiv:2410.01201); the heads are those of
+scoring.zoo.nets.
 
 Shapes: B users, S steps of all users end to end, T tokens, W width. `ranks` (S,) number each
 user's steps from 0. `step` and `sequence` are held equal by test, in values and gradients.
@@ -13,12 +14,12 @@ import torch
 from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
-from scoring.graphs import array, graph
-from scoring.nets import Frame
-from scoring.nets import Net as Base
-from scoring.served_heads import GRAPH
 from scoring.settings import TrainingSettings
+from scoring.zoo.graphs import array, graph
 from scoring.zoo.mingru import WEIGHTS
+from scoring.zoo.nets import Frame
+from scoring.zoo.nets import Net as Base
+from scoring.zoo.served_heads import GRAPH
 
 
 class Net(Base):

@@ -6,7 +6,7 @@ tutorials of customer value, kept so that what everything else brings can be see
 settings `rate`, `held_out`, `least_orders` and `seed`, and RECIPE for the rest.
 
 A squared error knows neither whether nor how surely, so the other parts of a Prediction come from
-beside it (scoring.nets, form `mean`): q and hazard are logistic regressions on the last hidden
+beside it (scoring.zoo.nets, form `mean`): q and hazard are logistic regressions on the last hidden
 layer, which they do not teach (`apart`), so that what ranks users is the squared error's alone;
 quantiles are of a lognormal around mean / q as wide as the training's residuals. The output passes
 a softplus, as a value is not negative. Source: RFM (Hughes 1994); the perceptron and its training
@@ -23,11 +23,11 @@ import numpy as np
 
 from featurestore.features import FEATURES
 from scoring.generation import Manifest
-from scoring.served_heads import GRAPH, OnFeatures
+from scoring.zoo.served_heads import GRAPH, OnFeatures
 
 if TYPE_CHECKING:
-    from scoring.nets import Frame, Net
     from scoring.settings import TrainingSettings
+    from scoring.zoo.nets import Frame, Net
 
 # recency, frequency, monetary value, and for how long they have been counted
 COLUMNS = ("since_order", "orders", "spent", "order_tenure")
@@ -51,7 +51,7 @@ def load(manifest: Manifest, files: Mapping[str, bytes]) -> OnFeatures:
 
 def new(frame: Frame, settings: TrainingSettings) -> Net:
     """An untrained net: found by scoring.zoo.NETS. torch is imported here, never by a worker."""
-    from scoring.nets import Net, Scaling
+    from scoring.zoo.nets import Net, Scaling
 
     read = np.array([feature.name in COLUMNS for feature in FEATURES])
     scale = np.where(read, frame.features.scale, 0).astype(np.float32)
@@ -62,6 +62,6 @@ def new(frame: Frame, settings: TrainingSettings) -> Net:
 
 def export(net: Net) -> dict[str, bytes]:
     """The files of a generation."""
-    from scoring.graphs import graph
+    from scoring.zoo.graphs import graph
 
     return {GRAPH: graph(net.eval(), "mlp")}

@@ -7,7 +7,7 @@ products are centred and scaled again, so that one ridge fits all.
 
 Cost: (F + 10 x 11 / 2) x 9 weights, about 1,100; a matrix product a query time; no carry.
 Source: polynomial regression as in Hastie, Tibshirani & Friedman 2009, chapter 5; the two parts
-in scoring.two_part. Shapes as there; P = products.
+in scoring.zoo.two_part. Shapes as there; P = products.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functools import partial
 
 import numpy as np
 
-from scoring import two_part
-from scoring.examples import Examples
 from scoring.generation import Generation, Manifest
 from scoring.interface import Floats
-from scoring.two_part import Labels, Scaling, TwoPart
+from scoring.training.examples import Examples
+from scoring.zoo import two_part
+from scoring.zoo.two_part import Labels, Scaling, TwoPart
 
 # What RFM models are made of: how often, how lately, how much. Not the ages: where all customers
 # came at once, all are older at a query than any was in training, and products carry that far off

@@ -21,7 +21,7 @@ machine keeps every support vector; and MOST_ROWS examples are enough for so few
 Cost: 9 weights a feature; `svr_rff` FOURIER cosines and as many weights x 9 more; no carry.
 Source: Cortes & Vapnik 1995; Drucker et al. 1997 (regression); Chapelle 2007, "Training a support
 vector machine in the primal"; Platt 1999; Rahimi & Recht 2007, "Random features for large-scale
-kernel machines". The two parts in scoring.two_part; shapes as there.
+kernel machines". The two parts in scoring.zoo.two_part; shapes as there.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from functools import partial
 
 import numpy as np
 
-from scoring import two_part
-from scoring.examples import Examples
 from scoring.generation import Generation, Manifest
 from scoring.interface import Floats
-from scoring.two_part import Doubles, Labels, Mask, Scaling, TwoPart
+from scoring.training.examples import Examples
+from scoring.zoo import two_part
+from scoring.zoo.two_part import Doubles, Labels, Mask, Scaling, TwoPart
 
 RIDGE = 30.0  # in examples
 TUBE = 0.1  # of the log value: off by a tenth is not off

@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from scoring.generation import Manifest
 from scoring.interface import Floats, Prediction
-from scoring.served_heads import Heads, file
 from scoring.serving import weights
-from scoring.steps import Known, Runs
+from scoring.zoo.served_heads import Heads, file
+from scoring.zoo.steps import Known, Runs
 
 WEIGHTS = "weights.safetensors"
-CLIP = np.float32(6.0)  # of standardised tokens, as scoring.nets clips features
+CLIP = np.float32(6.0)  # of standardised tokens, as scoring.zoo.nets clips features
 EPS = np.float32(1e-6)
 STEPS_AT_ONCE = 4096  # their windows take 4096 x V x D floats
 

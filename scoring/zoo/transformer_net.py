@@ -2,7 +2,7 @@
 
 Layers as in transformer.py. `sequence` takes all steps of all users at once, each looking at the
 last V of its own user. That the served steps, one event at a time through the ring, give the same
-is held by test. The heads are those of scoring.nets.
+is held by test. The heads are those of scoring.zoo.nets.
 
 Shapes: S steps of all users end to end, T tokens, D width, G heads, V window. `ranks` (S,) number
 each user's steps from 0.
@@ -17,11 +17,11 @@ import torch
 from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
-from scoring.graphs import array, graph
-from scoring.nets import CLIP, Frame
-from scoring.nets import Net as Base
-from scoring.served_heads import GRAPH
 from scoring.settings import TrainingSettings
+from scoring.zoo.graphs import array, graph
+from scoring.zoo.nets import CLIP, Frame
+from scoring.zoo.nets import Net as Base
+from scoring.zoo.served_heads import GRAPH
 from scoring.zoo.transformer import EPS, WEIGHTS
 
 LAYERS, HEADS = 2, 4

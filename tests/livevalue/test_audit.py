@@ -22,8 +22,8 @@ from livevalue.jobs.auditing import audit, drift
 from livevalue.jobs.snapshots import SERVED
 from livevalue.output import Refused
 from livevalue.sources import FileOptions
-from scoring.audit import Thresholds
 from scoring.generation import Bins, Generation, Reference, build, prior
+from scoring.retraining.audit import Thresholds
 from scoring.settings import ModelSettings
 from streams.settings import Settings
 from streams.stores import Stores

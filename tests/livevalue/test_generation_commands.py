@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from livevalue.embedded import Stack
-from scoring.retrain_settings import RetrainSettings
+from scoring.retraining.settings import RetrainSettings
 from scoring.settings import TrainingSettings
 from tests.e2e.deployment import Deployment
 from tests.parity.nasty import Sent

@@ -15,7 +15,7 @@ from livevalue.report.charts import Chart, Series, forest
 from livevalue.report.gathered import Horizon
 from livevalue.report.page import render, write
 from livevalue.report.scales import Linear, LogOne
-from scoring.evaluation import Question, Report, evaluate
+from scoring.judging.evaluation import Question, Report, evaluate
 from tests.scoring.logs import DAY, START, shoppers
 
 AS_OF = START // DAY * DAY + 150 * DAY

@@ -11,8 +11,8 @@ from scoring.generation import Generation, Manifest
 from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.social import NEAR_NAMES, Table
-from scoring.two_part import OUTPUTS
 from scoring.zoo import graph
+from scoring.zoo.two_part import OUTPUTS
 from streams.codec import Codec
 from streams.settings import Settings
 from tests.featurestore.logs import assert_same_side

@@ -9,8 +9,8 @@ import pytest
 
 from featurestore.columns import EventBatch
 from featurestore.settings import FeatureSettings
-from scoring.anchored import SPENT, anchored
-from scoring.question import Question
+from scoring.judging.anchored import SPENT, anchored
+from scoring.judging.question import Question
 from tests.scoring.shoplog import DAY_MS, START_MS, batches
 
 AS_OF = START_MS + 20 * DAY_MS

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from featurestore.columns import Erase, EventBatch
-from scoring.audit import (
+from scoring.judging.history import DAY
+from scoring.judging.metrics import Values
+from scoring.retraining.audit import (
     EVIDENCE,
     Predicted,
     Row,
@@ -21,8 +23,6 @@ from scoring.audit import (
     kept,
     labels,
 )
-from scoring.history import DAY
-from scoring.metrics import Values
 from tests.scoring.shoplog import START_MS, batches
 
 USERS = 2000

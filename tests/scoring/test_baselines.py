@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy.special import hyp2f1
 
-from scoring import metrics
-from scoring.baselines import BASELINES
-from scoring.btyd import BgNbd, GammaGamma, ParetoNbd, _series
-from scoring.cutoffs import BadQuestion
-from scoring.history import History
-from scoring.metrics import Values
-from scoring.orders import DAY, Orders, orders
-from scoring.past import Past
-from scoring.rfm import cells, fifths
+from scoring.judging import metrics
+from scoring.judging.baselines.btyd import BgNbd, GammaGamma, ParetoNbd, _series
+from scoring.judging.baselines.fitted import BASELINES
+from scoring.judging.baselines.rfm import cells, fifths
+from scoring.judging.cutoffs import BadQuestion
+from scoring.judging.history import History
+from scoring.judging.metrics import Values
+from scoring.judging.orders import DAY, Orders, orders
+from scoring.judging.past import Past
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "cdnow"
 START = int(np.datetime64("1997-01-01", "ms").astype(np.int64))

@@ -10,9 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from scoring import calibration
 from scoring.calibration import LEVEL, SHIFT, SLOPE, Calibration
-from scoring.corrector import FACTOR
 from scoring.heads import Mixture, mixture, prediction
 from scoring.interface import Floats, Prediction
+from scoring.retraining.corrector import FACTOR
 
 USERS, KNOTS, HORIZONS = 12, 3, 3
 SHAPE = (USERS, KNOTS, HORIZONS)

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from featurestore.events import WORDS
 from featurestore.features import FEATURES, STATIC
 from featurestore.step import TOKENS
-from scoring import checks, two_part
+from scoring import checks
 from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, Manifest, build, prior
@@ -20,8 +20,8 @@ from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.social import NEAR_NAMES, Table
-from scoring.two_part import Labels
-from scoring.zoo import FAMILIES, NETS, blend, gbm, graph, linear, polynomial, svr
+from scoring.zoo import FAMILIES, NETS, blend, gbm, graph, linear, polynomial, svr, two_part
+from scoring.zoo.two_part import Labels
 
 NAMES = [feature.name for feature in FEATURES]
 DAY_S = 86_400
@@ -97,10 +97,10 @@ def made_gbm() -> Generation:
 def made_net(family: str) -> Callable[[], Generation]:
     def made() -> Generation:
         torch = pytest.importorskip("torch", reason="training needs the extra `train`")
-        from scoring import training
         from scoring.generation import build
-        from scoring.losses import form
-        from scoring.nets import Frame, Scaling
+        from scoring.training import loop as training
+        from scoring.training.losses import form
+        from scoring.zoo.nets import Frame, Scaling
 
         torch.manual_seed(0)
         scale = np.ones(len(NAMES), np.float32)

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scoring import distilling, metrics
-from scoring.examples import Examples
 from scoring.generation import Generation
+from scoring.judging import metrics
+from scoring.training import distilling
+from scoring.training.examples import Examples
 from scoring.zoo import linear, polynomial
 from tests.scoring.test_linear import ROWS
 

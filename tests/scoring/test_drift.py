@@ -9,11 +9,20 @@ import pytest
 from featurestore.features import FEATURES
 from featurestore.settings import FeatureSettings
 from livevalue.demo.bundled import bundled
-from scoring.drift import DRIFTED, GROWING, LEAST_USERS, STABLE, Tally, bins, psi, with_reference
-from scoring.examples import Examples, build
 from scoring.generation import MANIFEST, Bins, Generation, Manifest, dump, load, prior
 from scoring.generation import build as publish
+from scoring.retraining.drift import (
+    DRIFTED,
+    GROWING,
+    LEAST_USERS,
+    STABLE,
+    Tally,
+    bins,
+    psi,
+    with_reference,
+)
 from scoring.settings import ModelSettings
+from scoring.training.examples import Examples, build
 from tests.scoring.shoplog import batches, cutoff_days, shop
 
 NAMES = tuple(feature.name for feature in FEATURES)

@@ -7,9 +7,10 @@ import pytest
 
 from featurestore.columns import EVENT, Erase, EventBatch, Kind
 from featurestore.settings import FeatureSettings
-from scoring.baselines import BASELINES, SECOND_OPINIONS
-from scoring.contenders import DAILY
-from scoring.evaluation import (
+from scoring.generation import prior
+from scoring.judging.baselines.fitted import BASELINES, SECOND_OPINIONS
+from scoring.judging.contenders import DAILY
+from scoring.judging.evaluation import (
     BadQuestion,
     Question,
     Report,
@@ -18,11 +19,10 @@ from scoring.evaluation import (
     model_names,
     score,
 )
-from scoring.examples import build
-from scoring.generation import prior
-from scoring.history import History, before
+from scoring.judging.history import History, before
 from scoring.settings import ModelSettings
-from scoring.trainable import TRAINED
+from scoring.training.examples import build
+from scoring.training.trainable import TRAINED
 from tests.scoring.logs import DAY, shoppers
 
 Log = list[tuple[int, EventBatch]]

@@ -7,15 +7,15 @@ import zlib
 import numpy as np
 import pytest
 
-from scoring import gate, origins
-from scoring.corrector import Corrector, Tried
-from scoring.draws import Distinct, drawn
 from scoring.errors import TooLittleData
-from scoring.examples import DAY_MS
-from scoring.gate import Verdict
-from scoring.metrics import Values
-from scoring.retrain_settings import RetrainSettings
-from scoring.scan import LogSummary, check
+from scoring.judging.metrics import Values
+from scoring.retraining import gate, origins
+from scoring.retraining.corrector import Corrector, Tried
+from scoring.retraining.gate import Verdict
+from scoring.retraining.scan import LogSummary, check
+from scoring.retraining.settings import RetrainSettings
+from scoring.training.draws import Distinct, drawn
+from scoring.training.examples import DAY_MS
 
 USERS, WINDOWS = 400, 5
 SETTINGS = RetrainSettings(draws=200)
@@ -123,7 +123,7 @@ def test_a_smaller_part_of_the_users_lies_in_a_larger_one_and_apart_from_who_is_
     part = [user for user in users if drawn(user, 0.2)]
     assert 700 < len(part) < 900
     assert all(drawn(user, 0.5) for user in part)
-    # As scoring.splits holds out; CRCs of names of one length differ by one constant.
+    # As scoring.training.splits holds out; CRCs of names of one length differ by one constant.
     held = [user for user in part if zlib.crc32(f"0:{user}".encode()) < 0.4 * (1 << 32)]
     assert 0.3 < len(held) / len(part) < 0.5
 

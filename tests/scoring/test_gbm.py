@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("lightgbm", reason="lightgbm is in the extra `train`")
 
-from scoring import forest, metrics, two_part
-from scoring.evaluation import score
 from scoring.generation import Manifest
+from scoring.judging import metrics
+from scoring.judging.evaluation import score
 from scoring.serving import session
-from scoring.two_part import Labels
-from scoring.zoo import gbm
+from scoring.zoo import forest, gbm, two_part
+from scoring.zoo.two_part import Labels
 from tests.scoring.test_linear import ROWS
 
 KEEP = two_part.learnable(ROWS)

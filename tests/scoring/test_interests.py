@@ -12,12 +12,12 @@ from featurestore.events import WORDS, word_codes
 from featurestore.settings import FeatureSettings
 from scoring import inputs
 from scoring.errors import GenerationError
-from scoring.examples import ExampleBuilder, build
-from scoring.forecasts import score
 from scoring.generation import Generation
 from scoring.interests import FILE, INTEREST_NAMES, WIDTH, Directions
-from scoring.metrics import ngini
+from scoring.judging.metrics import ngini
 from scoring.scorer import Scorer
+from scoring.training.examples import ExampleBuilder, build
+from scoring.training.forecasts import score
 from scoring.zoo import graph, linear
 from tests.scoring.shoplog import START_MS
 from tests.scoring.test_social import CUTS, HORIZONS_S, LOG, MODEL, live

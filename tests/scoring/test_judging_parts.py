@@ -8,18 +8,18 @@ import pytest
 
 from featurestore.columns import Kind
 from featurestore.settings import FeatureSettings
-from scoring import figures, metrics, thresholds
-from scoring.baselines import BASELINES
-from scoring.bootstrap import Part, bootstrap, paired_bootstrap
-from scoring.evaluation import Question, Report, evaluate
-from scoring.forecasts import Forecast
-from scoring.groups import groups
-from scoring.history import DAY, History
-from scoring.metrics import Values
-from scoring.past import Past
-from scoring.targeting import PATIENCE_MS, Clicks, targeted, targeting
-from scoring.thresholds import Task
-from scoring.validation import Validation
+from scoring.judging import figures, metrics, thresholds
+from scoring.judging.baselines.fitted import BASELINES
+from scoring.judging.bootstrap import Part, bootstrap, paired_bootstrap
+from scoring.judging.evaluation import Question, Report, evaluate
+from scoring.judging.groups import groups
+from scoring.judging.history import DAY, History
+from scoring.judging.metrics import Values
+from scoring.judging.past import Past
+from scoring.judging.targeting import PATIENCE_MS, Clicks, targeted, targeting
+from scoring.judging.thresholds import Task
+from scoring.judging.validation import Validation
+from scoring.training.forecasts import Forecast
 from tests.scoring.logs import START, shoppers
 
 LOG = shoppers(users=300)

@@ -8,8 +8,8 @@ import pytest
 from featurestore.columns import Erase, EventBatch
 from featurestore.features import FEATURES
 from featurestore.vector import TOKENS
-from scoring.history import before
-from scoring.known import erased, known_at
+from scoring.judging.history import before
+from scoring.judging.known import erased, known_at
 from scoring.scorer import Scorer
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, shop
 from tests.scoring.test_scorer import FEATURE_SETTINGS, OFFSET, SETTINGS, live

@@ -3,11 +3,11 @@ import pytest
 
 from featurestore.settings import FeatureSettings
 from scoring.errors import GenerationError, TooLittleData
-from scoring.examples import Examples, build
 from scoring.generation import MANIFEST, Manifest, dump, load
 from scoring.generation import build as build_generation
-from scoring.two_part import NAMES, Labels
+from scoring.training.examples import Examples, build
 from scoring.zoo import linear
+from scoring.zoo.two_part import NAMES, Labels
 from tests.scoring.logs import DAY, shoppers
 
 HORIZONS = (7 * 86_400, 30 * 86_400, 90 * 86_400)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring import metrics
-from scoring.bootstrap import paired_bootstrap
-from scoring.metrics import Gain, Values
+from scoring.judging import metrics
+from scoring.judging.bootstrap import paired_bootstrap
+from scoring.judging.metrics import Gain, Values
 
 
 def google_gini(actual: Values, by: Values) -> float:

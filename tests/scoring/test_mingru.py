@@ -16,9 +16,9 @@ from torch import Tensor  # noqa: E402
 
 from scoring.generation import Manifest, build  # noqa: E402
 from scoring.interface import Floats  # noqa: E402
-from scoring.nets import CLIP, Frame, Scaling  # noqa: E402
 from scoring.zoo.mingru import MinGRU  # noqa: E402
 from scoring.zoo.mingru_net import Net, export  # noqa: E402
+from scoring.zoo.nets import CLIP, Frame, Scaling  # noqa: E402
 
 T, F, H, W = 7, 21, 3, 32
 STATIC = 8  # the first columns are the same at all query times

@@ -18,16 +18,18 @@ from torch import Tensor  # noqa: E402
 from featurestore.features import FEATURES, STATIC  # noqa: E402
 from featurestore.settings import FeatureSettings  # noqa: E402
 from featurestore.vector import TOKENS  # noqa: E402
-from scoring import checks, metrics, training  # noqa: E402
-from scoring.carries import carry_rows  # noqa: E402
-from scoring.examples import Examples, build  # noqa: E402
+from scoring import checks  # noqa: E402
 from scoring.generation import Generation, Manifest  # noqa: E402
 from scoring.generation import build as build_generation  # noqa: E402
 from scoring.interface import Floats  # noqa: E402
-from scoring.nets import Form, Frame, Net, Scaling  # noqa: E402
+from scoring.judging import metrics  # noqa: E402
 from scoring.settings import Loss, Optimizer, TrainingSettings  # noqa: E402
-from scoring.splits import newest  # noqa: E402
+from scoring.training import loop  # noqa: E402
+from scoring.training.carries import carry_rows  # noqa: E402
+from scoring.training.examples import Examples, build  # noqa: E402
+from scoring.training.splits import newest  # noqa: E402
 from scoring.zoo import NETS, gru_net, mlp  # noqa: E402
+from scoring.zoo.nets import Form, Frame, Net, Scaling  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cutoff_days, shop  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
 
@@ -49,7 +51,7 @@ def made_net(family: str, form: Form = "lognormal", seed: int = 0) -> Net:
         static=STATIC,
         form=form,
     )
-    net = training.family(family).new(frame, TrainingSettings(width=8, window=4))
+    net = loop.family(family).new(frame, TrainingSettings(width=8, window=4))
     with torch.no_grad():
         net.out.weight.mul_(3)
         net.unit.copy_(torch.tensor([0.5, 2.0, 4.0]))
@@ -65,7 +67,7 @@ def made_net(family: str, form: Form = "lognormal", seed: int = 0) -> Net:
 
 def served(family: str, net: Net) -> Generation:
     manifest = Manifest(family=family, horizons_s=HORIZONS_S)
-    return build_generation(manifest, training.family(family).export(net))
+    return build_generation(manifest, loop.family(family).export(net))
 
 
 def steps(lengths: list[int]) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -188,8 +190,8 @@ def examples() -> Examples:
 
 def trained(examples: Examples, **settings: object) -> Generation:
     how = QUICK.model_copy(update=settings)
-    found = training.train(examples, how)
-    return training.generation(found, examples, calibrate_on=newest(examples, 3))
+    found = loop.train(examples, how)
+    return loop.generation(found, examples, calibrate_on=newest(examples, 3))
 
 
 def breaks(made: Generation) -> list[str]:
@@ -244,14 +246,14 @@ def test_every_optimizer_lowers_the_held_out_loss(
     examples: Examples, optimizer: Optimizer, rate: float
 ) -> None:
     how = QUICK.model_copy(update={"family": "dnn", "optimizer": optimizer, "rate": rate})
-    losses = training.train(examples, how).losses
+    losses = loop.train(examples, how).losses
     assert min(after for _, after in losses) < losses[0][1] - 0.01
 
 
 def test_l1_pulls_weights_to_nothing(examples: Examples) -> None:
     def small(l1: float) -> float:
         how = QUICK.model_copy(update={"family": "dnn", "l1": l1})
-        weights = training.train(examples, how).net.by_features.weight.detach()
+        weights = loop.train(examples, how).net.by_features.weight.detach()
         return float((weights.abs() < 0.01).float().mean())
 
     assert small(0.03) > 2 * small(0.0)

@@ -1,8 +1,8 @@
 import numpy as np
 
-from scoring.evaluation import score
-from scoring.two_part import Labels, Scaling, varies
+from scoring.judging.evaluation import score
 from scoring.zoo import linear, polynomial
+from scoring.zoo.two_part import Labels, Scaling, varies
 from tests.scoring.test_linear import ROWS
 
 

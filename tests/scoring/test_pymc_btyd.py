@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from scoring.baselines import BASELINES, SECOND_OPINIONS
 from scoring.errors import ScoringError
-from scoring.history import History
-from scoring.orders import DAY
-from scoring.past import Past
+from scoring.judging.baselines.fitted import BASELINES, SECOND_OPINIONS
+from scoring.judging.history import History
+from scoring.judging.orders import DAY
+from scoring.judging.past import Past
 
 HERE = find_spec("pymc_marketing") is not None
 needs_pymc = pytest.mark.skipif(not HERE, reason="pymc-marketing is in the extra `baselines`")

@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
-from scoring.examples import Log  # noqa: E402
-from scoring.recipes import Recipe  # noqa: E402
 from scoring.registry import Registry  # noqa: E402
-from scoring.retrain import RetrainReport, retrain  # noqa: E402
-from scoring.retrain_settings import RetrainSettings  # noqa: E402
-from scoring.scan import scan  # noqa: E402
+from scoring.retraining.retrain import RetrainReport, retrain  # noqa: E402
+from scoring.retraining.scan import scan  # noqa: E402
+from scoring.retraining.settings import RetrainSettings  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
+from scoring.training.examples import Log  # noqa: E402
+from scoring.training.recipes import Recipe  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, shop  # noqa: E402
 
 GOOD = TrainingSettings(epochs=10, width=8, users_per_batch=128, rate=5e-3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from featurestore.columns import EVENT, Erase, EventBatch, Kind
-from scoring.audit import Predicted, Served, Thresholds, Truth
-from scoring.metrics import Values
-from scoring.shadow import Judged, Pair, compare, whole
+from scoring.judging.metrics import Values
+from scoring.retraining.audit import Predicted, Served, Thresholds, Truth
+from scoring.retraining.shadow import Judged, Pair, compare, whole
 
 DAY = 86_400_000
 USERS = ["ada", "bob", "cyd", "dan"]

@@ -7,9 +7,9 @@ import pytest
 from benchmarks import sets
 from livevalue.demo.bundled import bundled
 from scoring.generation import Generation, prior
-from scoring.point_in_time import Log
+from scoring.judging.point_in_time import Log
+from scoring.judging.silence import MOST, Reader, silences
 from scoring.settings import ModelSettings
-from scoring.silence import MOST, Reader, silences
 from streams.settings import Settings
 
 Found = dict[Reader, list[float]]

@@ -14,16 +14,16 @@ from featurestore.events import action_code, target_code
 from featurestore.fold import FoldSettings, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from scoring import social_graph
 from scoring.errors import GenerationError
-from scoring.examples import ExampleBuilder, Examples, Log, build
 from scoring.generation import Generation, prior, unservable
 from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES, readable
-from scoring.metrics import ngini
+from scoring.judging.metrics import ngini
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
 from scoring.social import NEAR_NAMES, Table, keys
-from scoring.social_graph import Edges, worth
+from scoring.training import social_graph
+from scoring.training.examples import ExampleBuilder, Examples, Log, build
+from scoring.training.social_graph import Edges, worth
 from scoring.zoo import graph, linear
 from tests.scoring.shoplog import DAY_MS, START_MS, cutoff_days
 

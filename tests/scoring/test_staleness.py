@@ -9,8 +9,8 @@ import pytest
 
 from featurestore.columns import EventBatch
 from featurestore.settings import FeatureSettings
-from scoring.question import BadQuestion, Question
-from scoring.staleness import Size, parse_staleness, staleness
+from scoring.judging.question import BadQuestion, Question
+from scoring.judging.staleness import Size, parse_staleness, staleness
 from tests.scoring.shoplog import DAY_MS, START_MS, batches
 
 Log = list[tuple[int, EventBatch]]

@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scoring import metrics
-from scoring.evaluation import score
+from scoring.judging import metrics
+from scoring.judging.evaluation import score
 from scoring.zoo import svr
 from tests.scoring.test_linear import ROWS
 

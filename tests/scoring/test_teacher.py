@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
-from scoring import training  # noqa: E402
 from scoring.errors import ScoringError  # noqa: E402
-from scoring.examples import Examples, build  # noqa: E402
-from scoring.forecasts import score  # noqa: E402
 from scoring.interface import Prediction  # noqa: E402
 from scoring.settings import TrainingSettings  # noqa: E402
-from scoring.teacher import Teacher  # noqa: E402
+from scoring.training import loop  # noqa: E402
+from scoring.training.examples import Examples, build  # noqa: E402
+from scoring.training.forecasts import score  # noqa: E402
+from scoring.training.teacher import Teacher  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cutoff_days, shop  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
 
@@ -44,7 +44,7 @@ def odd(examples: Examples) -> Teacher:
 
 
 def said(examples: Examples, settings: TrainingSettings, teacher: Teacher | None) -> Prediction:
-    made = training.generation(training.train(examples, settings, teacher=teacher), examples)
+    made = loop.generation(loop.train(examples, settings, teacher=teacher), examples)
     return score(made, examples)
 
 
@@ -76,8 +76,8 @@ def test_a_teacher_without_weight_or_without_a_word_changes_nothing(examples: Ex
 def test_a_generation_says_whether_it_had_a_teacher(examples: Examples) -> None:
     brief = QUICK.model_copy(update={"epochs": 1})
     for teacher, weight in ((None, None), (odd(examples), 0.5)):
-        found = training.train(examples, brief, teacher=teacher)
-        params = training.generation(found, examples).manifest.params
+        found = loop.train(examples, brief, teacher=teacher)
+        params = loop.generation(found, examples).manifest.params
         assert params.get("teacher_weight") == weight
 
 
@@ -116,4 +116,4 @@ def test_what_no_teacher_can_say_is_refused(
 ) -> None:
     shape = examples.value.shape
     with pytest.raises(ScoringError, match=words):
-        training.train(examples, QUICK, teacher=teacher or Teacher(-np.ones(shape), np.ones(shape)))
+        loop.train(examples, QUICK, teacher=teacher or Teacher(-np.ones(shape), np.ones(shape)))

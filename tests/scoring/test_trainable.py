@@ -10,7 +10,7 @@ import pytest
 from scoring.errors import ScoringError
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
-from scoring.trainable import SERVED, TRAINED, Ask, family
+from scoring.training.trainable import SERVED, TRAINED, Ask, family
 from scoring.zoo import FAMILIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()

@@ -17,15 +17,16 @@ from featurestore.fold import FoldSettings, fold  # noqa: E402
 from featurestore.settings import FeatureSettings  # noqa: E402
 from featurestore.state import States  # noqa: E402
 from featurestore.vector import encode  # noqa: E402
-from scoring import metrics, training  # noqa: E402
-from scoring.carries import carry_rows  # noqa: E402
 from scoring.errors import TooLittleData  # noqa: E402
-from scoring.examples import Examples, build  # noqa: E402
 from scoring.generation import Generation  # noqa: E402
+from scoring.judging import metrics  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
-from scoring.splits import held_out, newest  # noqa: E402
-from scoring.training import generation  # noqa: E402
+from scoring.training import loop  # noqa: E402
+from scoring.training.carries import carry_rows  # noqa: E402
+from scoring.training.examples import Examples, build  # noqa: E402
+from scoring.training.loop import generation  # noqa: E402
+from scoring.training.splits import held_out, newest  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cdnow, cutoff_days, shop  # noqa: E402
 from tests.scoring.test_scorer import live  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
@@ -47,7 +48,7 @@ def examples() -> Examples:
 
 def test_the_same_examples_and_seed_give_the_same_generation(examples: Examples) -> None:
     def made(settings: TrainingSettings) -> str:
-        net = training.train(examples, settings)
+        net = loop.train(examples, settings)
         return generation(net, examples, calibrate_on=newest(examples, 3)).id
 
     assert made(QUICK) == made(QUICK)
@@ -57,7 +58,7 @@ def test_the_same_examples_and_seed_give_the_same_generation(examples: Examples)
 def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) -> None:
     done: list[tuple[str, int, int]] = []
     settings = QUICK.model_copy(update={"epochs": 12})
-    trained = training.train(examples, settings, lambda *step: done.append(step))
+    trained = loop.train(examples, settings, lambda *step: done.append(step))
     assert [step[1] for step in done] == list(range(1, len(trained.losses) + 1))
     assert min(after for _, after in trained.losses[1:]) < trained.losses[0][1]
     made = generation(trained, examples, unit="GBP", calibrate_on=newest(examples, 3))
@@ -72,7 +73,7 @@ def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) 
 
 
 def test_the_manifest_says_what_was_trained_on(examples: Examples) -> None:
-    trained = training.train(examples, QUICK)
+    trained = loop.train(examples, QUICK)
     manifest = generation(trained, examples, unit="GBP").manifest
     assert manifest.seen_types == ("purchase",)
     assert manifest.trained_until_ms == examples.clock_ms
@@ -84,7 +85,7 @@ def test_the_manifest_says_what_was_trained_on(examples: Examples) -> None:
 
 def test_immature_labels_teach_nothing(examples: Examples) -> None:
     def losses(changed: Examples) -> list[tuple[float, float]]:
-        return training.train(changed, QUICK.model_copy(update={"epochs": 2})).losses
+        return loop.train(changed, QUICK.model_copy(update={"epochs": 2})).losses
 
     spoilt = examples.rows(np.arange(len(examples)))
     assert (~spoilt.mask).any()
@@ -96,7 +97,7 @@ def test_immature_labels_teach_nothing(examples: Examples) -> None:
 def test_a_log_without_enough_orders_is_refused(examples: Examples) -> None:
     few = examples.rows(np.arange(40))
     with pytest.raises(TooLittleData, match="longer log"):
-        training.train(few, QUICK)
+        loop.train(few, QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def cdnow_generation(data_dir: Path) -> Generation:
         lateness_ms=-86_400_000,  # orders carry days: the last one known, 272, is over by the cut
     )
     assert past.mask.all()
-    trained = training.train(past, TrainingSettings(epochs=6))
+    trained = loop.train(past, TrainingSettings(epochs=6))
     return generation(trained, past, calibrate_on=newest(past, 3))
 
 
@@ -143,7 +144,7 @@ def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(
 
 
 def test_a_topic_that_the_model_never_saw_moves_no_value(examples: Examples) -> None:
-    trained = training.train(examples, QUICK)
+    trained = loop.train(examples, QUICK)
     made = generation(trained, examples)
     scorer = Scorer(made, ModelSettings(), FeatureSettings())
     user, time_ms, micro = shop(40, 100)

@@ -13,13 +13,11 @@ torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 optuna = pytest.importorskip("optuna", reason="optuna is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
-from scoring import tuning  # noqa: E402
 from scoring.errors import ScoringError, TooLittleData  # noqa: E402
-from scoring.examples import Log  # noqa: E402
-from scoring.journal import opened  # noqa: E402
-from scoring.retrain_settings import RetrainSettings  # noqa: E402
-from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
-from scoring.tuning import (  # noqa: E402
+from scoring.retraining import tuning  # noqa: E402
+from scoring.retraining.journal import opened  # noqa: E402
+from scoring.retraining.settings import RetrainSettings  # noqa: E402
+from scoring.retraining.tuning import (  # noqa: E402
     Dimension,
     Task,
     Tuned,
@@ -29,6 +27,8 @@ from scoring.tuning import (  # noqa: E402
     snippet,
     tune,
 )
+from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
+from scoring.training.examples import Log  # noqa: E402
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, shop  # noqa: E402
 
 BASE = TrainingSettings(width=4, epochs=4, users_per_batch=128, rate=5e-3, least_orders=50)
@@ -98,7 +98,7 @@ def test_an_interrupted_trial_is_tried_again(
 
     for done in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr("scoring.tuning.expected", interrupted)
+            patch.setattr("scoring.retraining.tuning.expected", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 tuned(task, journal, done + 1)
         found = tuned(task, journal, done + 1)
@@ -285,7 +285,7 @@ def test_what_the_others_are_held_against_is_never_pruned(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("scoring.tuning.expected", interrupted)
+        patch.setattr("scoring.retraining.tuning.expected", interrupted)
         with pytest.raises(KeyboardInterrupt):
             search(1)
     found = search(3)

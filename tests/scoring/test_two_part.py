@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scoring import two_part
-from scoring.seen import moved_by
-from scoring.two_part import Increment, Labels, Scaling
+from scoring.zoo import two_part
+from scoring.zoo.seen import moved_by
+from scoring.zoo.two_part import Increment, Labels, Scaling
 from tests.scoring.test_linear import ROWS
 
 

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from scoring.generation import Generation, Manifest, build  # noqa: E402
-from scoring.nets import Frame, Scaling  # noqa: E402
 from scoring.zoo.mingru_net import Net, export  # noqa: E402
+from scoring.zoo.nets import Frame, Scaling  # noqa: E402
 
 HORIZONS_S = (7 * 86_400, 30 * 86_400, 90 * 86_400)
 

@@ -1,0 +1,1 @@
+"""What a value model has to beat, fitted in the same run."""

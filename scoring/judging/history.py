@@ -1,0 +1,175 @@
+"""A log as plain columns, for judging: who spent what, when, and when the log knew it.
+
+Independent of the fold on purpose. Labels and baselines are made from these columns, features and
+carries by the fold; where both make the same number, a test holds them equal.
+
+Shapes: E events that are not repeats, of U users. Times are integer milliseconds, UTC; value in
+major units of the deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.columns import NO_ID, NO_TIME, EventBatch
+from scoring.judging.metrics import Values
+
+DAY = 86_400_000
+MICRO = 1e6
+
+NetBy = Literal["user-day", "order", "event"]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Kinds = npt.NDArray[np.uint8]  # featurestore.columns.Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What users did in [start, end) of event time."""
+
+    value: Values  # (U,) max(0, net value)
+    active: Bools  # (U,) a unit of positive net value (a day, or an event)
+    net: Values  # (U,) net value, below 0 where more was returned than bought
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All events of a log, in log order within each partition."""
+
+    users: dict[str, int]  # name -> row
+    user: Ints  # (E,)
+    time_ms: Ints  # (E,)
+    log_ms: Ints  # (E,)
+    value: Values  # (E,)
+    kind: Kinds = field(default_factory=lambda: np.empty(0, np.uint8))  # (E,), or unknown: empty
+
+    @classmethod
+    def of(cls, log: Iterable[tuple[int, EventBatch]]) -> History:
+        """Gather the columns; repeats of an identity and what was erased are left out."""
+        users: dict[str, int] = {}
+        parts: list[tuple[npt.NDArray[np.void], Ints, Ints]] = []
+        erased: dict[int, int] = {}
+        for _, batch in log:
+            rows = np.fromiter(
+                (users.setdefault(name, len(users)) for name in batch.users),
+                np.int64,
+                len(batch.users),
+            )
+            for erase in batch.erases:
+                row = int(rows[erase.user])
+                erased[row] = max(erased.get(row, NO_TIME), erase.record_ms)
+            if batch.size:
+                parts.append((batch.events, rows[batch.user], batch.log_ms))
+        if not parts:
+            none = np.empty(0, np.int64)
+            return cls(users, none, none, none, np.empty(0))
+        events, user, log_ms = (np.concatenate(column) for column in zip(*parts, strict=True))
+        keep = ~_repeats(events, user)
+        if erased:
+            until = np.full(len(users), NO_TIME)
+            until[list(erased)] = list(erased.values())
+            keep &= events["record_ms"] > until[user]
+        events, user, log_ms = events[keep], user[keep], log_ms[keep]
+        value = events["value_micro"] / MICRO
+        time_ms, kind = (np.ascontiguousarray(events[name]) for name in ("time_ms", "kind"))
+        return cls(users, user, time_ms, log_ms, value, kind)
+
+    @property
+    def start_ms(self) -> int:
+        """Time of the first event."""
+        return int(self.time_ms.min()) if len(self.time_ms) else 0
+
+    @property
+    def end_ms(self) -> int:
+        """Log time of the last event."""
+        return int(self.log_ms.max()) if len(self.log_ms) else 0
+
+    def known(self, as_of_ms: int) -> Bools:
+        """(E,) what had arrived, and happened, before `as_of_ms`."""
+        return (self.log_ms < as_of_ms) & (self.time_ms < as_of_ms)
+
+    def upto(self, as_of_ms: int) -> History:
+        """The log as it stood at `as_of_ms`; users keep their rows, those to come hold nothing."""
+        known = self.known(as_of_ms)
+        kind = self.kind[known] if len(self.kind) else self.kind
+        user, time_ms, log_ms = (c[known] for c in (self.user, self.time_ms, self.log_ms))
+        return History(self.users, user, time_ms, log_ms, self.value[known], kind)
+
+    def delay_ms(self, as_of_ms: int) -> int:
+        """How late the latest event before `as_of_ms` came; labels of the past are whole by then.
+
+        0 for a file without log times, which knows no delay.
+        """
+        known = self.known(as_of_ms)
+        return int((self.log_ms - self.time_ms)[known].max()) if known.any() else 0
+
+    def window(self, start_ms: int, end_ms: int, net_by: NetBy) -> Window:
+        """Labels: net value in [start, end), never below 0, and activity by unit.
+
+        `user-day` sums a user's day before it asks whether it was positive, so that an order
+        taken back the same day is none; for `order` the log was read with `--order-lines`, where
+        one event is one order.
+
+        >>> day = 86_400_000
+        >>> log = History({"ada": 0}, np.zeros(2, int), np.array([0, 5]), np.array([0, 5]),
+        ...               np.array([9.0, -9.0]))
+        >>> log.window(0, day, "user-day").active, log.window(0, day, "event").active
+        (array([False]), array([ True]))
+        """
+        inside = (self.time_ms >= start_ms) & (self.time_ms < end_ms)
+        user, value, n = self.user[inside], self.value[inside], len(self.users)
+        net = np.bincount(user, value, minlength=n).astype(np.float64)
+        if net_by == "user-day":
+            day = (self.time_ms[inside] - start_ms // DAY * DAY) // DAY
+            span = int(day.max()) + 1 if len(day) else 1
+            unit, row = np.unique(user * span + day, return_inverse=True)
+            positive = unit[np.bincount(row, value, minlength=len(unit)) > 1e-9] // span
+        else:
+            positive = user[value > 0]
+        active = np.bincount(positive, minlength=n) > 0
+        # sums of millionths as floats: what is left of 9 - 9 is no spend
+        return Window(np.where(net > 1e-9, net, 0.0), active, net)
+
+
+def before(
+    log: Sequence[tuple[int, EventBatch]], as_of_ms: int
+) -> Iterable[tuple[int, EventBatch]]:
+    """The log as it stood at `as_of_ms`: what had arrived by then."""
+    for partition, batch in log:
+        early = batch.log_ms < as_of_ms
+        erases = [erase for erase in batch.erases if erase.record_ms < as_of_ms]
+        if early.all() and len(erases) == len(batch.erases):
+            yield partition, batch
+        elif early.any() or erases:
+            at = np.flatnonzero(early)
+            ids = [batch.event_id[i] for i in at.tolist()] if batch.event_id else []
+            yield (
+                partition,
+                EventBatch(
+                    batch.users,
+                    batch.user[at],
+                    batch.events[at],
+                    batch.offset[at],
+                    batch.log_ms[at],
+                    erases,
+                    ids,
+                    batch.targets(at),
+                ),
+            )
+
+
+def _repeats(events: npt.NDArray[np.void], user: Ints) -> Bools:
+    """(E,) events whose identity stood in the log before."""
+    order = np.lexsort((np.arange(len(user)), events["id_lo"], events["id_hi"], user))
+    a, b = order[1:], order[:-1]
+    same = (user[a] == user[b]) & (events["id_hi"][a] == events["id_hi"][b])
+    same &= events["id_lo"][a] == events["id_lo"][b]
+    same &= (events["flags"][a] & NO_ID) == 0
+    out = np.zeros(len(user), bool)
+    out[a[same]] = True
+    return out

@@ -1,0 +1,1 @@
+"""From a log to the next champion: retrain, its gate, search, and what is watched meanwhile."""

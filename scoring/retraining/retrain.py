@@ -1,0 +1,155 @@
+"""Retrain: log in, generation out, promoted if it is no worse than the champion.
+
+A plain function that cron, Airflow or Kubernetes can call as often as they like: the same log,
+settings and seed give the same bytes, hence the same id, and publishing or promoting them again
+changes nothing. In order:
+
+1. scan    one look at the log: its ends, its size, whether it holds anything to learn from;
+2. fold    examples at the grid of cut-offs that are trained on, and at the rolling origins;
+3. train   the candidate on all labels that are mature by the newest cut-off, calibrated;
+4. origins the candidate's recipe refitted at each (`origins`): its own level and ranking as
+           they would have been, and whether the level corrector helps (`corrector`);
+5. check   the conformance suite (scoring.checks): what breaks it is never published;
+6. gate    against the champion (`gate`), whose recipe is refitted at the origins, too, where
+           it is another one.
+
+The manifest holds what follows from the log alone (recipe, figures by origin, corrector), so that
+its id does not depend on who was champion; the comparison stands in the report. Where there is too
+little to learn from, `prior` is published, and the report says from which date labels will exist.
+
+Takes an iterable of events, never a topic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from featurestore.fold_settings import FoldSettings
+from featurestore.settings import FeatureSettings
+from featurestore.vector import TOKENS
+from scoring import checks
+from scoring.errors import RegistryError, ScoringError, TooLittleData
+from scoring.generation import Generation, prior
+from scoring.inputs import FEATURE_NAMES
+from scoring.registry import Registry
+from scoring.retraining.candidate import Work
+from scoring.retraining.scan import LogSummary, check, scan
+from scoring.retraining.settings import RetrainSettings
+from scoring.settings import ModelSettings, TrainingSettings
+from scoring.training.examples import DAY_MS, Log
+from scoring.training.recipes import Progress, Recipe
+from scoring.training.trainable import family
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainReport:
+    """What a retrain did; `livevalue retrain --json` holds it."""
+
+    generation: str
+    metrics: dict[str, Any]
+    promoted: bool
+    reason: str
+    passed: bool = False  # the gate's word, whether or not a promotion was asked for
+    trained: bool = True  # False: there was too little to learn from
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+async def retrain(
+    log: Callable[[], Log],
+    model: ModelSettings,
+    features: FeatureSettings,
+    sources: Sequence[str],
+    registry: Registry,
+    *,
+    settings: RetrainSettings | None = None,
+    training: TrainingSettings | None = None,
+    unit: str = "",
+    promote: bool = True,
+    progress: Progress | None = None,
+) -> RetrainReport:
+    """Train on `log` (called twice: it is read once to see its ends, once to fold it).
+
+    `promote` False publishes only.
+    """
+    settings = settings or RetrainSettings()
+    recipe = Recipe(training or TrainingSettings(), settings.cutoffs, settings.windows)
+    family(recipe.training.family)  # an unknown one is refused before the log is read
+    tell = progress or (lambda stage, done, total: None)
+    tell("scan", 0, None)
+    summary = scan(log())
+    lateness_ms = int(FoldSettings.of(features, sources).lateness_ms.max())
+    horizons_s = tuple(days * 86_400 for days in model.horizons_days)
+    headline = model.horizons_days.index(int(model.headline.removeprefix("d")))
+    champion = await registry.champion()
+    old, lost = await _champion(registry, champion)
+    theirs = Recipe.of(old.manifest) if old is not None else None
+    work = Work(summary, lateness_ms, horizons_s, headline, settings, unit, tell)
+    try:
+        check(summary, flat_prices=settings.flat_prices)
+        folded = work.fold(log(), features, sources, [r for r in (recipe, theirs) if r])
+        made, said, facts = work.candidate(recipe, folded)
+    except TooLittleData as error:
+        return await _fall_back(
+            registry, model, champion, summary, lateness_ms, horizons_s, error, promote
+        )
+    names = made.manifest.features or FEATURE_NAMES
+    checks.require(
+        made,
+        checks.Sample.drawn(64, 3, len(names), len(TOKENS)),
+        checks.untrained(made, names),
+    )
+    if champion is None:
+        passed, reason = True, "there was no champion before"
+    elif champion == made.id:
+        passed, reason = True, "the same generation as the champion: nothing has changed"
+    elif old is None:
+        passed, reason = True, f"the champion cannot be loaded any more: {lost}"
+    else:
+        verdict = work.against(old, theirs, made, recipe, said, folded)
+        passed, reason = verdict.passed, verdict.reason
+        facts["against_champion"] = {"champion": champion, **verdict.facts}
+    await registry.publish(made)
+    if passed and promote:
+        await registry.promote(made.id)
+    return RetrainReport(made.id, facts, passed and promote, reason, passed)
+
+
+async def _champion(registry: Registry, champion: str | None) -> tuple[Generation | None, str]:
+    """The champion's files, or why they cannot be loaded."""
+    if champion is None:
+        return None, ""
+    try:
+        return await registry.get(champion), ""
+    except (RegistryError, ScoringError) as error:
+        return None, str(error)
+
+
+async def _fall_back(
+    registry: Registry,
+    model: ModelSettings,
+    champion: str | None,
+    summary: LogSummary,
+    lateness_ms: int,
+    horizons_s: Sequence[int],
+    error: TooLittleData,
+    promote: bool,
+) -> RetrainReport:
+    """Publish the prior; it replaces nothing that was trained."""
+    made = prior(model)
+    await registry.publish(made)
+    promoted = promote and champion is None
+    if promoted:
+        await registry.promote(made.id)
+    reason = f"too little data: {error}"
+    wait = max(horizons_s[0] * 1000, 7 * DAY_MS) + horizons_s[0] * 1000 + lateness_ms
+    first_ms = summary.start_ms + wait
+    if summary.events and first_ms > summary.clock_ms:
+        first = datetime.fromtimestamp(first_ms / 1000, UTC)
+        reason += f"; labels of {horizons_s[0] // 86_400} days exist from {first:%Y-%m-%d} on"
+    return RetrainReport(made.id, {}, promoted, reason, trained=False)

@@ -1,0 +1,1 @@
+"""How a model is learned: point-in-time rows, the trained nets' loop, every model by name."""

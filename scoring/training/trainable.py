@@ -1,0 +1,216 @@
+"""The models that `retrain` and `evaluate` can train: name, what it is, and how one is made.
+
+torch is imported by the ones that need it, when they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from scoring.errors import ScoringError
+from scoring.generation import Generation, prior
+from scoring.settings import ModelSettings, TrainingSettings
+from scoring.training import distilling
+from scoring.training.examples import Examples
+from scoring.training.splits import newest
+from scoring.training.teacher import Teacher
+
+BLENDED = ("mingru", "gbm", "svr_rff")  # see docs/accuracy.md
+WINDOWS = 3  # newest mature cut-offs that calibrate
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class Fit(Protocol):
+    """Examples -> a generation of a family that is fitted in one go."""
+
+    def __call__(self, examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+        """A teacher needs no calibration."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a model is made from."""
+
+    examples: Examples | None  # None for what does not train
+    horizons: Sequence[int]  # days
+    training: TrainingSettings
+    windows: int = WINDOWS  # newest mature cut-offs that calibrate
+    progress: Progress | None = None
+
+
+Make = Callable[[Ask], Generation]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """One model."""
+
+    about: str
+    make: Make
+    trains: bool = True  # needs examples
+    seeded: bool = True  # another seed gives another model
+    holds_out: bool = False  # it leaves splits.held_out aside by itself
+
+
+def family(name: str) -> Trainable:
+    """What the setting `training.family` names."""
+    kinds = {key: kind for key, kind in TRAINED.items() if kind.trains and key != SERVED}
+    if name not in kinds:
+        raise ScoringError(
+            f"no family is called {name!r}: set training.family to one of {', '.join(kinds)}"
+        )
+    return kinds[name]
+
+
+SERVED = "served"
+
+
+def _served(ask: Ask) -> Generation:
+    """As scoring.retraining.retrain makes the generation that it publishes."""
+    return family(ask.training.family).make(ask)
+
+
+def _net(name: str, pupil: bool = False) -> Make:
+    """A net of scoring.zoo.NETS, trained by `loop`; a pupil learns from teachers, too."""
+
+    def make(ask: Ask) -> Generation:
+        try:
+            from scoring.training import loop as training
+        except ImportError as error:
+            raise ScoringError(
+                f"`{name}` is trained with torch: install the package with its extra `train`, or"
+                " name another family (`livevalue evaluate --models list`)"
+            ) from error
+        examples = ask.examples
+        assert examples is not None
+        chosen = ask.training.model_copy(update={"family": name})
+        teacher = _teacher(examples, chosen, ask.progress) if pupil else None
+        trained = training.train(examples, chosen, ask.progress, teacher=teacher)
+        return training.generation(trained, examples, calibrate_on=newest(examples, ask.windows))
+
+    return make
+
+
+def _teacher(
+    examples: Examples, how: TrainingSettings, progress: Progress | None
+) -> Teacher | None:
+    """What the families of the setting `teachers` say, out of fold; None if there are none."""
+    unknown = [name for name in how.teachers if name not in FITS]
+    if unknown:
+        raise ScoringError(
+            f"no teacher is called {unknown[0]!r}: set training.teachers to some of"
+            f" {', '.join(FITS)}, or to none"
+        )
+    if not how.teachers or not how.teacher_weight:
+        return None
+    fits = {name: partial(FITS[name], seed=how.seed, calibrated=False) for name in how.teachers}
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress("teach", done, total)
+
+    return distilling.taught(examples, fits, seed=how.seed, told=told)
+
+
+def _two_part(fit: Fit) -> Make:
+    """A family that is fitted in one go."""
+
+    def make(ask: Ask) -> Generation:
+        assert ask.examples is not None
+        tell = ask.progress or (lambda stage, done, total: None)
+        tell("train", 0, 1)
+        made = fit(ask.examples, seed=ask.training.seed)
+        tell("train", 1, 1)
+        return made
+
+    return make
+
+
+def _linear(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import linear
+
+    return linear.train(examples, calibrated=calibrated)
+
+
+def _graph(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import graph
+
+    return graph.train(examples)
+
+
+def _polynomial(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import polynomial
+
+    return polynomial.train(examples, calibrated=calibrated)
+
+
+def _svr(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import svr
+
+    return svr.train(examples, calibrated=calibrated)
+
+
+def _svr_rff(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import svr
+
+    return svr.train(examples, svr.FOURIER, seed=seed, calibrated=calibrated)
+
+
+def _gbm(examples: Examples, *, seed: int, calibrated: bool = True) -> Generation:
+    from scoring.zoo import gbm
+
+    return gbm.train(examples, seed=seed, calibrated=calibrated)
+
+
+# What a net may learn from: families that are fitted in seconds.
+FITS: dict[str, Fit] = {
+    "gbm": _gbm,
+    "linear": _linear,
+    "polynomial": _polynomial,
+    "svr_rff": _svr_rff,
+}
+
+
+def _blend(ask: Ask) -> Generation:
+    from scoring.zoo import blend
+
+    return blend.generation([TRAINED[name].make(ask) for name in BLENDED])
+
+
+def _prior(ask: Ask) -> Generation:
+    days = tuple(ask.horizons)
+    return prior(ModelSettings(horizons_days=days, headline=f"d{max(days)}"))
+
+
+TRAINED: dict[str, Trainable] = {
+    SERVED: Trainable("what retrain makes (setting training.family), as served", _served),
+    "mingru": Trainable("minGRU beside the features", _net("mingru", pupil=True), holds_out=True),
+    "gru": Trainable("GRU beside the features", _net("gru"), holds_out=True),
+    "transformer": Trainable(
+        "Transformer over the last events, beside the features",
+        _net("transformer"),
+        holds_out=True,
+    ),
+    "dnn": Trainable("ZILN network on the features alone", _net("dnn"), holds_out=True),
+    "mlp": Trainable(
+        "the textbook's three layers on recency, frequency and money, squared error",
+        _net("mlp"),
+        holds_out=True,
+    ),
+    "gbm": Trainable("LightGBM, two-part", _two_part(_gbm)),
+    "blend": Trainable(f"the mean of {', '.join(BLENDED)}: a ceiling, dear to serve", _blend),
+    "linear": Trainable("linear regression, two-part", _two_part(_linear), seeded=False),
+    "graph": Trainable(
+        "linear on features, edges and neighbours' worth", _two_part(_graph), seeded=False
+    ),
+    "polynomial": Trainable(
+        "regression on squares and products too, two-part", _two_part(_polynomial), seeded=False
+    ),
+    "svr": Trainable("support vector regression, linear, two-part", _two_part(_svr), seeded=False),
+    "svr_rff": Trainable("support vector regression, Gaussian kernel", _two_part(_svr_rff)),
+    "prior": Trainable("the untrained start of a deployment", _prior, trains=False, seeded=False),
+}
