@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scoring.training.columns import FOLD, Columns
 from scoring.training.examples import Examples
 from scoring.training.teacher import Teacher
 from scoring.zoo.nets import Net, Outputs
@@ -55,8 +56,10 @@ class Data:
     usual: Tensor  # (H,) the teacher's mean expected value
 
     @classmethod
-    def of(cls, examples: Examples, teacher: Teacher | None = None) -> Data:
-        """`teacher` in the order of the examples."""
+    def of(
+        cls, examples: Examples, teacher: Teacher | None = None, columns: Columns = FOLD
+    ) -> Data:
+        """`teacher` in the order of the examples; `columns` that the net reads."""
         order = np.argsort(examples.sequence, kind="stable")
         rows = examples.rows(order)
         value = rows.increments()
@@ -72,7 +75,7 @@ class Data:
             starts=rows.starts,
             sequence=rows.sequence,
             position=torch.from_numpy(rows.position),
-            features=_floats(rows.features),
+            features=_floats(columns.read(rows)),
             labels=Labels(
                 between=_floats(rows.between),
                 at_risk=_floats(at_risk),

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featurestore.features import FEATURES, STATIC
+from featurestore.features import STATIC
 from featurestore.vector import TOKENS
 from scoring import calibration
 from scoring.errors import ScoringError, TooLittleData
@@ -32,6 +32,7 @@ from scoring.generation import Generation, Manifest, build
 from scoring.settings import TrainingSettings
 from scoring.training import base_rates, losses
 from scoring.training.batches import Data
+from scoring.training.columns import FOLD, Columns
 from scoring.training.examples import Examples
 from scoring.training.forecasts import score
 from scoring.training.splits import held_out, late
@@ -49,7 +50,11 @@ MOMENTUM = 0.9
 
 
 class Family(Protocol):
-    """What the module of a net offers; some offer RECIPE, too: settings that it does not take."""
+    """What the module of a net offers.
+
+    Some offer RECIPE, too: settings that they do not take; and COLUMNS: the only ones that they
+    read, of the fold's features.
+    """
 
     def new(self, frame: Frame, settings: TrainingSettings) -> Net: ...
     def export(self, net: Net) -> dict[str, bytes]: ...
@@ -79,6 +84,7 @@ class Trained:
     losses: list[tuple[float, float]]  # (training, held out) per epoch
     best_epoch: int
     settings: TrainingSettings  # as resolved
+    columns: Columns  # that it reads
     taught: bool  # by a teacher, too
 
 
@@ -109,10 +115,12 @@ def train(
         mature = mature | teacher.known().any(axis=1)
     fitted = examples.rows(~held & mature)
     aside = held & late(examples)
-    net = _new_net(fitted, settings)
+    narrow = hasattr(family(settings.family), "COLUMNS")
+    columns = FOLD if narrow else Columns.of_settings(fitted)
+    net = _new_net(fitted, settings, columns)
     loss = _Loss.of(fitted, settings, net, teacher is not None)
-    data = Data.of(fitted, None if teacher is None else teacher.rows(~held & mature))
-    check = Data.of(examples.rows(aside), None if teacher is None else teacher.rows(aside))
+    data = Data.of(fitted, None if teacher is None else teacher.rows(~held & mature), columns)
+    check = Data.of(examples.rows(aside), None if teacher is None else teacher.rows(aside), columns)
     optimizer = _optimizer(net, settings)
     order = np.unique(data.sequence)
     batches = -(-len(order) // settings.users_per_batch)
@@ -151,7 +159,7 @@ def train(
     net.eval()
     if net.form == "mean":
         base_rates.settle(net, data)
-    return Trained(net, seen, best_epoch, settings, taught=bool(loss.teacher_weight))
+    return Trained(net, seen, best_epoch, settings, columns, taught=bool(loss.teacher_weight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +211,15 @@ def _optimizer(net: Net, settings: TrainingSettings) -> torch.optim.Optimizer:
             return torch.optim.AdamW(groups, lr=settings.rate)
 
 
-def _new_net(examples: Examples, settings: TrainingSettings) -> Net:
+def _new_net(examples: Examples, settings: TrainingSettings, columns: Columns) -> Net:
     """Scaled to the examples, started at their base rates."""
-    names = [feature.name for feature in FEATURES]
+    names = columns.names
     unknown = unseen(examples.seen_types)
     silent, mute = moved_by(unknown) | DRIFTING, tokens_moved_by(unknown)
     steps = examples.tokens if len(examples.tokens) else np.zeros((1, len(TOKENS)), np.float32)
     frame = Frame(
         Scaling.of(steps, np.array([name in mute for name in TOKENS])),
-        Scaling.of(examples.features, np.array([name in silent for name in names])),
+        Scaling.of(columns.read(examples), np.array([name in silent for name in names])),
         len(examples.horizons_s),
         offset=names.index(OFFSET),
         static=STATIC,
@@ -233,13 +241,13 @@ def generation(
 ) -> Generation:
     """Export, calibrate the exported file on some rows, and name what it was trained on."""
     net, settings = trained.net, trained.settings
-    files = family(settings.family).export(net)
-    names = [feature.name for feature in FEATURES]
+    files = {**family(settings.family).export(net), **trained.columns.files()}
+    names = trained.columns.names
     scale = net.feature_scale.numpy()
     manifest = Manifest(
         family=settings.family,
         horizons_s=examples.horizons_s,
-        features=tuple(names),
+        features=names,
         tokens=TOKENS if net.readout else (),
         trained_features=tuple(n for n, s in zip(names, scale, strict=True) if s > 0),
         trained_until_ms=examples.clock_ms,
@@ -251,6 +259,7 @@ def generation(
             "loss": settings.loss,
             **({"teacher_weight": settings.teacher_weight} if trained.taught else {}),
             "parameters": sum(p.numel() for p in net.parameters()),
+            **trained.columns.facts(),
         },
         metrics=dict(metrics or {}),
     )

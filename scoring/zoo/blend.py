@@ -4,7 +4,9 @@ Each member is a generation of its own; the blend keeps their files beside each 
 of them. Its carry is theirs end to end. Expected value and activity are means over the members,
 and the value given activity is the lognormal of the same mean and variance (of the logarithm) as
 their mixture, each by the activity that it says. Means of ordered things are ordered, so the blend
-keeps every promise that its members keep.
+keeps every promise that its members keep. Members may read the fold's own features alone, or the
+columns behind them, too (scoring.training.columns): each is given the first ones, as many as it
+reads.
 
 Cost: the sum of its members', of which trees and kernels are the most: several times the served
 net. It can be served, and is meant as the ceiling that the served net is held to.
@@ -19,10 +21,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scoring import interests, social
 from scoring.errors import GenerationError
 from scoring.generation import MANIFEST, Generation, Manifest, build
 from scoring.generation import load as load_generation
 from scoring.heads import Z90, Mixture, prediction
+from scoring.inputs import FEATURE_NAMES
 from scoring.interface import Floats, Prediction, ValueModel
 
 MEMBER = "member.json"  # a member's manifest, which may not bear the name of the blend's own
@@ -32,8 +36,10 @@ _LEAST = np.float32(1e-30)
 class Blend:
     """A trained generation: implements scoring.interface.ValueModel."""
 
-    def __init__(self, manifest: Manifest, members: Sequence[ValueModel]) -> None:
-        self._members = list(members)
+    def __init__(
+        self, manifest: Manifest, members: Sequence[ValueModel], widths: Sequence[int]
+    ) -> None:
+        self._members, self._widths = list(members), list(widths)
         self._ends = np.cumsum([m.carry_size for m in members])
         self.carry_size = int(self._ends[-1])
         self.horizons_s = manifest.horizons_s
@@ -50,8 +56,8 @@ class Blend:
 
     def predict(self, carries: Floats, features: Floats) -> Prediction:
         """`carries` (U, C), `features` (U, K, F) -> Prediction."""
-        parts = zip(self._members, self._parts(carries), strict=True)
-        said = [m.predict(np.ascontiguousarray(c), features) for m, c in parts]
+        parts = zip(self._members, self._parts(carries), self._widths, strict=True)
+        said = [m.predict(np.ascontiguousarray(c), features[:, :, :n]) for m, c, n in parts]
         weight = np.float32(1 / len(said))
         expected = np.sum([one.expected for one in said], axis=0) * weight
         p_active = np.sum([one.p_active for one in said], axis=0) * weight
@@ -75,12 +81,10 @@ def generation(members: Sequence[Generation]) -> Generation:
     """Put members of the same horizons and features together."""
     from scoring.cost import parameters
 
-    first = members[0].manifest
-    for other in members[1:]:
-        if (other.manifest.horizons_s, other.manifest.features) != (
-            first.horizons_s,
-            first.features,
-        ):
+    widest = max(members, key=lambda m: len(_names(m)))
+    first, names = members[0].manifest, _names(widest)
+    for other in members:
+        if other.manifest.horizons_s != first.horizons_s or not _first_of(_names(other), names):
             raise GenerationError(
                 f"{other.manifest.family} has other horizons or features than {first.family}: blend"
                 " generations of one training"
@@ -91,7 +95,8 @@ def generation(members: Sequence[Generation]) -> Generation:
         update={
             "family": "blend",
             "tokens": tokens,
-            "trained_features": tuple(name for name in first.features if name in reads),
+            "features": widest.manifest.features,
+            "trained_features": tuple(name for name in names if name in reads),
             "params": {
                 "members": [m.manifest.family for m in members],
                 "parameters": sum(parameters(m) or 0 for m in members),
@@ -102,7 +107,18 @@ def generation(members: Sequence[Generation]) -> Generation:
             "sha256": {},
         }
     )
-    return build(manifest, {n: f for i, m in enumerate(members) for n, f in _named(i, m).items()})
+    files = {n: f for i, m in enumerate(members) for n, f in _named(i, m).items()}
+    # What columns are read by: the scorer looks for them here.
+    files |= {n: widest.files[n] for n in (social.FILE, interests.FILE) if n in widest.files}
+    return build(manifest, files)
+
+
+def _names(made: Generation) -> tuple[str, ...]:
+    return made.manifest.features or FEATURE_NAMES
+
+
+def _first_of(names: tuple[str, ...], every: tuple[str, ...]) -> bool:
+    return names == every[: len(names)]
 
 
 def _named(number: int, member: Generation) -> dict[str, bytes]:
@@ -115,14 +131,15 @@ def _named(number: int, member: Generation) -> dict[str, bytes]:
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> Blend:
     """Found by scoring.zoo.FAMILIES."""
-    members = []
+    members: list[Generation] = []
     for number in range(len(manifest.params.get("members", ()))):
         head = f"m{number}-"
         own = {n.removeprefix(head): data for n, data in files.items() if n.startswith(head)}
         if MEMBER not in own:
             raise GenerationError(f"the blend lacks its member {number}: publish it again")
         own[MANIFEST] = own.pop(MEMBER)
-        members.append(load_generation(own).model)
+        members.append(load_generation(own))
     if not members:
         raise GenerationError("the blend has no members: publish it again")
-    return Blend(manifest, members)
+    widths = [len(_names(member)) for member in members]
+    return Blend(manifest, [member.model for member in members], widths)

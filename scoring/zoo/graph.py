@@ -21,12 +21,9 @@ from functools import partial
 import numpy as np
 from safetensors.numpy import save
 
-from scoring import interests, social
 from scoring.generation import Generation, Manifest, build
-from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
-from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
-from scoring.social import NEAR_NAMES
+from scoring.training.columns import Columns
 from scoring.training.examples import Examples
 from scoring.zoo import two_part
 from scoring.zoo.seen import DRIFTING, moved_by, unseen
@@ -44,17 +41,12 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
     """Fit on all cut-offs, calibrated on the newest."""
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
-        there, directions = rows.names, None
-        if rows.words.any():
-            there, directions = (*there, *INTEREST_NAMES), Directions.of(rows.words)
-        # In the order in which they are made, so that nothing is moved when serving.
-        order = (*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
-        names = tuple(name for name in order if name in there)
-        x = rows.read(names, directions)
+        columns = Columns.of(rows)
+        x = columns.read(rows)
         silent = moved_by(unseen(rows.seen_types)) | DRIFTING
-        keep = two_part.varies(x) & np.array([name not in silent for name in names])
+        keep = two_part.varies(x) & np.array([name not in silent for name in columns.names])
         arrays = fit(x[:, keep], Labels.of(rows), ridge)
-        return generation(manifest, names, keep, arrays, rows.table, directions)
+        return generation(manifest, columns, keep, arrays)
 
     return two_part.train("graph", examples, fitted, {"ridge": ridge})
 
@@ -72,24 +64,14 @@ def fit(x: Floats, labels: Labels, ridge: float = RIDGE) -> dict[str, Floats]:
 
 
 def generation(
-    manifest: Manifest,
-    names: tuple[str, ...],
-    keep: Mask,
-    arrays: Mapping[str, Floats],
-    table: social.Table | None,
-    directions: Directions | None = None,
+    manifest: Manifest, columns: Columns, keep: Mask, arrays: Mapping[str, Floats]
 ) -> Generation:
-    """Fitted arrays, with what else they are read by; `names` are all columns read."""
+    """Fitted arrays, with what the columns are read by; `keep` marks those that are fitted."""
+    names = columns.names
     trained = tuple(name for name, kept in zip(names, keep.tolist(), strict=True) if kept)
-    files = {two_part.FILE: save(dict(arrays))}
-    # The table of neighbours is no parameter, though it stands beside them.
-    params = {**manifest.params, "parameters": sum(a.size for a in arrays.values())}
-    if table is not None:
-        files[social.FILE] = table.dump()
-        params["users_with_neighbours"] = len(table.keys)
-    if directions is not None:
-        files[interests.FILE] = directions.dump()
+    parameters = sum(a.size for a in arrays.values())
+    params = {**manifest.params, "parameters": parameters, **columns.facts()}
     manifest = manifest.model_copy(
         update={"features": names, "trained_features": trained, "params": params}
     )
-    return build(manifest, files)
+    return build(manifest, {two_part.FILE: save(dict(arrays)), **columns.files()})

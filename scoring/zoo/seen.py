@@ -9,10 +9,11 @@ A test folds such events and looks at which columns move.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from featurestore.columns import Kind
-from featurestore.features import FEATURES
+from featurestore.features import FEATURES, SOCIAL
+from scoring.interests import INTERESTS
 
 TYPES: tuple[str, ...] = tuple(kind.name.lower() for kind in Kind)
 # Moved by an event of any type.
@@ -21,7 +22,7 @@ MIXED: tuple[str, ...] = (
     "session_events", "category_", "action_", "night_share", "morning_share", "afternoon_share",
     "evening_share", "monday_share", "tuesday_share", "wednesday_share", "thursday_share",
     "friday_share", "saturday_share", "sunday_share", "since_event", "tenure", "decayed_sessions",
-    "events_",
+    "events_", "interest_",
 )  # fmt: skip
 
 # The log's age names the cut-off, so a model learns past seasons by it and is asked beyond all it
@@ -30,11 +31,13 @@ MIXED: tuple[str, ...] = (
 DRIFTING: frozenset[str] = frozenset(["log_age"])
 
 
-def moved_by(types: Iterable[str]) -> frozenset[str]:
+def moved_by(types: Collection[str]) -> frozenset[str]:
     """Names of the feature columns that events of these types move, value rules apart.
 
     >>> "since_browse" in moved_by(["browse"]), "since_order" in moved_by(["browse"])
     (True, False)
+    >>> "degree" in moved_by(["interaction"]), "interest_0" in moved_by(["browse"])
+    (True, True)
     >>> sorted(moved_by([]))
     []
     """
@@ -43,9 +46,10 @@ def moved_by(types: Iterable[str]) -> frozenset[str]:
         for name in types
         for prefix in (f"{name}s", f"since_{name}", f"decayed_{name}", *MIXED)
     ]
-    return frozenset(
+    edges = {feature.name for feature in SOCIAL} if "interaction" in types else set()
+    return frozenset(edges) | frozenset(
         feature.name
-        for feature in FEATURES
+        for feature in (*FEATURES, *INTERESTS)
         if any(
             feature.name.startswith(p) if p.endswith("_") or p.startswith("decayed") else
             feature.name == p

@@ -11,6 +11,7 @@ from scoring.generation import Generation, Manifest
 from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.social import NEAR_NAMES, Table
+from scoring.training.columns import Columns
 from scoring.zoo import graph
 from scoring.zoo.two_part import OUTPUTS
 from streams.codec import Codec
@@ -49,7 +50,9 @@ def generation() -> Generation:
     table = Table.of(users, near, 0)
     manifest = Manifest(family="graph", horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S))
     directions = Directions.of(np.eye(WORDS, dtype=np.float32))
-    return graph.generation(manifest, NAMES, np.ones(width, bool), arrays, table, directions)
+    return graph.generation(
+        manifest, Columns(NAMES, directions, table), np.ones(width, bool), arrays
+    )
 
 
 @pytest.mark.parametrize(("partitions", "batch"), [(1, 40), (3, 4096)])

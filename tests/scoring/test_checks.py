@@ -10,16 +10,19 @@ from safetensors.numpy import save
 
 from featurestore.events import WORDS
 from featurestore.features import FEATURES, STATIC
+from featurestore.settings import FeatureSettings
 from featurestore.step import TOKENS
 from scoring import checks
 from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, Manifest, build, prior
-from scoring.inputs import SOCIAL_NAMES
+from scoring.inputs import SOCIAL_NAMES, Inputs
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats, Prediction
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.social import FILE as NEIGHBOURS
 from scoring.social import NEAR_NAMES, Table
+from scoring.training.columns import FOLD, Columns
 from scoring.zoo import FAMILIES, NETS, blend, gbm, graph, linear, polynomial, svr, two_part
 from scoring.zoo.two_part import Labels
 
@@ -64,10 +67,14 @@ def made_graph() -> Generation:
     more = np.random.default_rng(1).lognormal(0, 1, (len(x), len(WIDE) - len(NAMES)))
     x = np.concatenate([x, more.astype(np.float32)], axis=1)
     keep = np.concatenate([keep, np.ones(more.shape[1], bool)])
-    table = Table.of(["ada", "bo"], np.ones((2, len(NEAR_NAMES)), np.float32), 5)
     named = manifest.model_copy(update={"family": "graph"})
-    directions = Directions.of(np.eye(WORDS, dtype=np.float32))
-    return graph.generation(named, WIDE, keep, graph.fit(x, labels), table, directions)
+    return graph.generation(named, every_column(), keep, graph.fit(x, labels))
+
+
+def every_column() -> Columns:
+    """Edges, interests and neighbours too."""
+    table = Table.of(["ada", "bo"], np.ones((2, len(NEAR_NAMES)), np.float32), 5)
+    return Columns(WIDE, Directions.of(np.eye(WORDS, dtype=np.float32)), table)
 
 
 def made_polynomial() -> Generation:
@@ -87,6 +94,11 @@ def made_blend() -> Generation:
     return blend.generation([made_linear(), made_svr_rff()])
 
 
+def made_wide_blend() -> Generation:
+    """Of members that read unlike many columns."""
+    return blend.generation([made_linear(), made_net("mingru", every_column())(), made_graph()])
+
+
 def made_gbm() -> Generation:
     pytest.importorskip("lightgbm", reason="training needs the extra `train`")
     manifest, keep, x, labels = few()
@@ -94,7 +106,7 @@ def made_gbm() -> Generation:
     return gbm.generation(named, keep, gbm.fit(x, labels, np.arange(500) % 5 == 0, rounds=30))
 
 
-def made_net(family: str) -> Callable[[], Generation]:
+def made_net(family: str, columns: Columns = FOLD) -> Callable[[], Generation]:
     def made() -> Generation:
         torch = pytest.importorskip("torch", reason="training needs the extra `train`")
         from scoring.generation import build
@@ -103,9 +115,10 @@ def made_net(family: str) -> Callable[[], Generation]:
         from scoring.zoo.nets import Frame, Scaling
 
         torch.manual_seed(0)
-        scale = np.ones(len(NAMES), np.float32)
+        names = columns.names
+        scale = np.ones(len(names), np.float32)
         scale[3] = 0  # constant in training
-        features = Scaling(np.zeros(len(NAMES), np.float32), scale)
+        features = Scaling(np.zeros(len(names), np.float32), scale)
         tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
         how = training.resolved(TrainingSettings(family=family, width=8, window=3))
         offset = NAMES.index("log_mean_order_value")
@@ -116,11 +129,11 @@ def made_net(family: str) -> Callable[[], Generation]:
         manifest = Manifest(
             family=family,
             horizons_s=(7 * DAY_S, 30 * DAY_S, 90 * DAY_S),
-            features=tuple(NAMES),
+            features=names,
             tokens=TOKENS,
-            trained_features=tuple(n for n, r in zip(NAMES, read, strict=True) if r),
+            trained_features=tuple(n for n, r in zip(names, read, strict=True) if r),
         )
-        return build(manifest, module.export(net))
+        return build(manifest, {**module.export(net), **columns.files()})
 
     return made
 
@@ -165,6 +178,26 @@ def test_family_keeps_every_promise(family: str) -> None:
     width = len(generation.manifest.features or NAMES)
     sample = Sample.drawn(40, 5, width, len(TOKENS))
     assert checks.check(generation, sample, unseen(generation)) == []
+
+
+READS_ALL = [name for name in NETS if name != "mlp"]  # which reads four columns by definition
+
+
+@pytest.mark.parametrize("family", [*READS_ALL, "blend"])
+def test_a_family_that_reads_every_column_keeps_every_promise_and_carries_what_it_needs(
+    family: str,
+) -> None:
+    made = made_wide_blend() if family == "blend" else made_net(family, every_column())()
+    width = len(made.manifest.features)
+    assert width == len(WIDE)
+    assert checks.check(made, Sample.drawn(40, 5, width, len(TOKENS)), unseen(made)) == []
+    for folded in (FeatureSettings(), FeatureSettings(social=True)):
+        with pytest.raises(GenerationError, match="reads what is not folded"):
+            Inputs(made.manifest, made.files, folded)
+    Inputs(made.manifest, made.files, FeatureSettings(social=True, interests=True))
+    bare = {name: data for name, data in made.files.items() if name != NEIGHBOURS}
+    with pytest.raises(GenerationError, match=f"lacks {NEIGHBOURS}"):
+        Inputs(made.manifest, bare, FeatureSettings(social=True, interests=True))
 
 
 class Broken:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featurestore.columns import EventBatch
+from featurestore.columns import EventBatch, Kind
 from featurestore.events import WORDS, word_codes
 from featurestore.settings import FeatureSettings
 from scoring import inputs
@@ -48,7 +48,7 @@ SPENDS = spenders()
 
 
 def worded() -> list[tuple[int, EventBatch]]:
-    """The town's log, with words instead of edges."""
+    """The town's log, with words instead of edges; all types of events are seen."""
     made, turn = [], 0
     for p, batch in LOG:
         events = batch.events.copy()
@@ -58,6 +58,8 @@ def worded() -> list[tuple[int, EventBatch]]:
             if not events["value_micro"][i]:
                 words = about(batch.users[row])
                 events["words"][i] = word_codes(words[turn % 3], words[(turn + 1) % 3])
+                if turn % 2:
+                    events["kind"][i], events["action"][i] = Kind.BROWSE, 0
         made.append((p, replace(batch, events=events, target=[])))
     return made
 
