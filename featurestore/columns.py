@@ -9,7 +9,7 @@ Shapes: N = events in a batch, U = distinct users in it. Times are integer milli
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -120,3 +120,29 @@ class EventBatch:
         """A batch without events."""
         i8 = np.empty(0, np.int64)
         return cls([], np.empty(0, np.int32), np.empty(0, EVENT), i8, i8)
+
+
+def split(batch: EventBatch, cut_ms: int) -> tuple[EventBatch, EventBatch]:
+    """What reached the log before `cut_ms`, and the rest, each with the users that it names."""
+    early = batch.log_ms < cut_ms
+    return (
+        _part(batch, early, [e for e in batch.erases if e.record_ms < cut_ms]),
+        _part(batch, ~early, [e for e in batch.erases if e.record_ms >= cut_ms]),
+    )
+
+
+def _part(batch: EventBatch, keep: npt.NDArray[np.bool_], erases: list[Erase]) -> EventBatch:
+    at = np.flatnonzero(keep)
+    old = np.unique(np.concatenate([batch.user[at], [e.user for e in erases]]).astype(np.int64))
+    new = np.full(len(batch.users), -1, np.int32)
+    new[old] = np.arange(len(old))
+    return EventBatch(
+        [batch.users[u] for u in old.tolist()],
+        new[batch.user[at]],
+        batch.events[at],
+        batch.offset[at],
+        batch.log_ms[at],
+        [replace(e, user=int(new[e.user])) for e in erases],
+        [batch.event_id[i] for i in at.tolist()] if batch.event_id else [],
+        batch.targets(at),
+    )

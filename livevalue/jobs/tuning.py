@@ -11,6 +11,7 @@ from livevalue.sources import FileOptions, Source
 from scoring.errors import TooLittleData
 from scoring.retraining import tuning
 from scoring.retraining.journal import opened
+from scoring.retraining.task import kept_view, prepare
 from scoring.retraining.tuning import Tuned
 from streams.settings import Settings
 
@@ -31,9 +32,9 @@ def tune(
     source = Source(src, settings, options)
     # before the log is read, which may take long: is the journal free, and may it be written?
     with opened(journal) as held:
-        kept = tuning.kept_view(held, until_ms)
+        kept = kept_view(held, until_ms)
         try:
-            task = tuning.prepare(
+            task = prepare(
                 source.batches,
                 settings.model,
                 settings.features,

@@ -28,8 +28,9 @@ from scoring.retraining.drift import with_reference
 from scoring.retraining.origins import Plan, Said
 from scoring.retraining.scan import LogSummary
 from scoring.retraining.settings import RetrainSettings
-from scoring.training.examples import ExampleBuilder, Examples, Ints, Log, rolling_cutoffs
+from scoring.training.examples import ExampleBuilder, Examples, Log, rolling_cutoffs
 from scoring.training.recipes import Progress, Recipe, expected, fit
+from scoring.training.rows import Ints
 from scoring.training.splits import held_out
 
 SAME = "same recipe"  # as the champion's: the gate is passed by identity

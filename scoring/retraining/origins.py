@@ -27,8 +27,9 @@ from scoring.generation import Generation
 from scoring.retraining.corrector import factor
 from scoring.retraining.settings import RetrainSettings
 from scoring.training.draws import drawn
-from scoring.training.examples import DAY_MS, Examples, Ints
+from scoring.training.examples import DAY_MS, Examples
 from scoring.training.recipes import Progress, Recipe, Values, expected, fit
+from scoring.training.rows import Ints
 
 LEAST_CUTOFFS = 2  # of the grid with a mature label at an origin, else it has nothing to learn from
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from scoring.errors import TooLittleData
 from scoring.training.draws import Distinct
-from scoring.training.examples import MICRO, Log
+from scoring.training.examples import Log
+from scoring.training.labels import MICRO
 
 
 @dataclass(frozen=True, slots=True)

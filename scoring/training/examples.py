@@ -3,23 +3,15 @@
 The log goes through `featurestore.fold`, as live; at each cut-off c what had arrived by c (log
 time < c) is encoded as of c, for every user seen, and nothing later is looked at. So a row is the
 vector that a live score of that instant would have used. The carry is not stored but the tokens
-that step it, in the order of the head at c, since the net that makes it is still to be trained.
-Cut-offs of one user share one sequence as long as the later order only extends the earlier one; a
-late event that re-orders it begins a new one.
+that step it (scoring.training.sequences).
 
-Beside `features` stand `extra` columns: a user's edges where the setting `social` is on, and what
-is known of neighbours (scoring.social) at the row's cut-off where the log has edges. `table` is
-the latter at the log's clock, for the generation to carry. `words` are what a user's events were
-about where the setting `interests` is on; what a model reads of them its own directions tell.
-
-Labels: net value in event time [c, c + horizon), clipped at zero, and whether a positive value
-event lies in it. Only mature ones are marked: c + horizon + lateness <= the log's clock.
+Labels: net value in event time [c, c + horizon) and whether a positive value event lies in it
+(scoring.training.labels). Only mature ones are marked: c + horizon + lateness <= the log's clock.
 
 Memory: one blob per kept user, as in the store, and the rows. `share` keeps a part of the users
 (by hash of the name) where that is too much; the clocks still see every event.
 
-Shapes: N rows (a user at a cut-off), W cut-offs, H horizons, F features, S steps of Q sequences
-end to end, T tokens. Times are integer milliseconds, UTC; value in major units.
+Shapes as in scoring.training.rows. Times are integer milliseconds, UTC.
 """
 
 from __future__ import annotations
@@ -31,108 +23,29 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.clock import Clocks
-from featurestore.columns import NO_TIME, Erase, EventBatch, Kind, Outcome
+from featurestore.columns import NO_TIME, EventBatch, Kind, Outcome, split
 from featurestore.events import WORDS
 from featurestore.features import FEATURES, table
-from featurestore.fold import Folded, FoldSettings, Steps, fold
+from featurestore.fold import Folded, FoldSettings, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from featurestore.vector import TOKENS, encode, interests
-from scoring.inputs import FEATURE_NAMES, positions
-from scoring.interests import INTEREST_NAMES, Directions
+from featurestore.vector import encode, interests
 from scoring.interface import Floats
 from scoring.social import NEAR_NAMES, Table
 from scoring.training.draws import drawn
+from scoring.training.labels import ValueEvents
+from scoring.training.rows import Examples
+from scoring.training.sequences import Sequences
 from scoring.training.social_graph import Edges, worth
 
+__all__ = ["DAY_MS", "ExampleBuilder", "Examples", "Log", "build", "rolling_cutoffs"]
+
 DAY_MS = 86_400_000
-MICRO = 1_000_000
 CHUNK = 4096  # users decoded at once when a cut-off is taken
 
-Log = Iterable[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Training rows of all users at all cut-offs."""
-
-    users: list[str]
-    cutoffs_ms: Ints  # (W,)
-    horizons_s: tuple[int, ...]  # (H,)
-    user: Ints  # (N,) index into users
-    window: Ints  # (N,) index into cutoffs_ms
-    features: Floats  # (N, F)
-    value: Values  # (N, H) max(0, net value in the horizon)
-    between: Bools  # (N, H) a positive value event since the horizon before
-    mask: Bools  # (N, H) mature
-    sequence: Ints  # (N,) index of the sequence whose prefix the row's carry has taken
-    position: Ints  # (N,) steps taken of it
-    tokens: Floats  # (S, T)
-    starts: Ints  # (Q + 1,)
-    seen_types: tuple[str, ...]
-    log_start_ms: int
-    clock_ms: int  # log clock: labels reach no further
-    extra: Floats  # (N, E) columns beside `features`
-    extra_names: tuple[str, ...]  # (E,)
-    table: Table | None  # neighbours at the log's clock; None where the log has no edge
-    words: Floats  # (N, WORDS) hashed words, rows of length 1 or 0; (N, 0) where not folded
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    def rows(self, keep: npt.NDArray[np.integer] | Bools) -> Examples:
-        """Some of the rows; users and sequences stay as they are."""
-        names = (
-            *("user", "window", "features", "extra", "value", "between", "mask"),
-            *("sequence", "position", "words"),
-        )
-        return replace(self, **{name: getattr(self, name)[keep] for name in names})
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All columns there are, those of `features` first."""
-        return (*FEATURE_NAMES, *self.extra_names)
-
-    @property
-    def readable(self) -> frozenset[str]:
-        """Columns that a generation may read of these rows."""
-        words = INTEREST_NAMES if self.words.shape[1] else ()
-        return frozenset((*self.names, *words, *NEAR_NAMES))
-
-    def read(self, names: Sequence[str], directions: Directions | None = None) -> Floats:
-        """(N, F) these columns, as a generation's manifest names them; none named: `features`.
-
-        `directions`: the generation's, where it reads interests. Neighbours are 0 where the log
-        has no edge.
-        """
-        if not names or tuple(names) == FEATURE_NAMES:
-            return self.features
-        there, parts = self.names, [self.features, self.extra]
-        if directions is not None:
-            there = (*there, *INTEREST_NAMES)
-            parts.append(directions(self.words))
-        if NEAR_NAMES[0] not in there:
-            there = (*there, *NEAR_NAMES)
-            parts.append(np.zeros((len(self), len(NEAR_NAMES)), np.float32))
-        at = positions(there, names)
-        every = np.concatenate(parts, axis=1)
-        return every if at is None else every[:, at]
-
-    @property
-    def active(self) -> Bools:
-        """(N, H) at least one positive value event in the horizon."""
-        return np.logical_or.accumulate(self.between, axis=1)
-
-    def increments(self) -> Values:
-        """(N, H) value between neighbouring horizons, never negative.
-
-        A user who returns goods within the longer horizon has a smaller clipped net there; the
-        running maximum keeps horizons ordered, the calibrated level takes back what it adds.
-        """
-        return np.diff(np.maximum.accumulate(self.value, axis=1), axis=1, prepend=0.0)
+Log = Iterable[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
 
 
 def rolling_cutoffs(
@@ -183,8 +96,8 @@ class ExampleBuilder:
         self._first_ms: int | None = None
         self._clock_ms = 0
         self._rows: list[_Rows] = []
-        self._sequences: list[bytes] = []
-        self._values: list[tuple[Ints, Ints, Ints, Ints]] = []  # user, time, micro, record
+        self._sequences = Sequences()
+        self._values = ValueEvents()
         self._edges = Edges(self._cutoffs, self._fold_settings.half_lives_ms[1])
 
     def add(self, partition: int, batch: EventBatch) -> None:
@@ -218,9 +131,6 @@ class ExampleBuilder:
         for part in self._partitions.values():
             while part.next < len(self._cutoffs) and self._cutoffs[part.next] <= self._clock_ms:
                 self._take(part, int(self._cutoffs[part.next]))
-        for part in self._partitions.values():
-            for open_ in part.open.values():
-                self._sequences[open_.index] = open_.tokens
         return self._with_neighbours(self._labelled())
 
     def _fold(self, part: _Partition, batch: EventBatch) -> None:
@@ -244,7 +154,7 @@ class ExampleBuilder:
                 self._erased_ms[row] = max(self._erased_ms[row], erase.record_ms)
         self._remember_values(batch, folded, index)
         self._remember_edges(batch, folded)
-        part.step(folded, index)
+        self._sequences.step(folded, index)
 
     def _keeps(self, user: str) -> bool:
         return drawn(user, self._share)
@@ -264,8 +174,8 @@ class ExampleBuilder:
         at = np.flatnonzero(good & (events["value_micro"] != 0) & (user >= 0))
         if len(at):
             chosen = events[at]
-            self._values.append(
-                (user[at], chosen["time_ms"], chosen["value_micro"], chosen["record_ms"])
+            self._values.add(
+                user[at], chosen["time_ms"], chosen["value_micro"], chosen["record_ms"]
             )
 
     def _remember_edges(self, batch: EventBatch, folded: Folded) -> None:
@@ -299,7 +209,7 @@ class ExampleBuilder:
         part.next += 1
         for users, features, words in self._encoded(part, cut):
             rows = np.array([part.row[user] for user in users], np.int64)
-            taken = [self._sequence(part, row) for row in rows.tolist()]
+            taken = [self._sequences.at(row) for row in rows.tolist()]
             self._rows.append(
                 _Rows(
                     rows,
@@ -312,38 +222,16 @@ class ExampleBuilder:
                 )
             )
 
-    def _sequence(self, part: _Partition, row: int) -> tuple[int, int]:
-        """(sequence, position) of a user's head: the open sequence where it only grew."""
-        now = bytes(part.head.get(row, b""))
-        open_ = part.open.get(row)
-        if open_ is not None and now.startswith(open_.tokens):
-            open_.tokens = now
-        else:
-            if open_ is not None:
-                self._sequences[open_.index] = open_.tokens
-            open_ = part.open[row] = _Open(len(self._sequences), now)
-            self._sequences.append(b"")
-        return open_.index, len(now) // _TOKEN_BYTES
-
     def _labelled(self) -> Examples:
-        none = np.empty(0, np.int64)
         # what an erasure forgets leaves neither a row nor a label behind
         erased_ms = np.array(self._erased_ms, np.int64)
         beyond = len(table(self._features)) - len(FEATURES)
         made = _Rows.join(self._rows, beyond, WORDS if self._features.interests else 0)
         made = made.only(self._cutoffs[made.window] > erased_ms[made.user])
-        joined = [np.concatenate(c) for c in zip(*self._values, strict=True)] or [none] * 4
-        user, time_ms, micro, record_ms = joined
-        alive = record_ms > erased_ms[user]
-        labels = _Labels(user[alive], time_ms[alive], micro[alive])
         cut = self._cutoffs[made.window]
-        edges = np.array([0, *self._horizons_s], np.int64) * 1000
-        net = np.empty((len(cut), len(edges) - 1), np.int64)
-        between = np.empty(net.shape, bool)
-        for h in range(len(edges) - 1):
-            net[:, h] = labels.sums(made.user, cut, cut + edges[h + 1])
-            between[:, h] = labels.orders(made.user, cut + edges[h], cut + edges[h + 1]) > 0
-        lengths = np.array([len(s) // _TOKEN_BYTES for s in self._sequences], np.int64)
+        value, between = self._values.labels(made.user, cut, self._horizons_s, erased_ms)
+        tokens, starts = self._sequences.joined()
+        ends = cut[:, None] + np.array(self._horizons_s, np.int64) * 1000
         return Examples(
             users=self._users,
             cutoffs_ms=self._cutoffs,
@@ -351,13 +239,13 @@ class ExampleBuilder:
             user=made.user,
             window=made.window,
             features=made.features,
-            value=np.maximum(net, 0) / MICRO,
+            value=value,
             between=between,
-            mask=cut[:, None] + edges[1:] + self._lateness_ms <= self._clock_ms,
+            mask=ends + self._lateness_ms <= self._clock_ms,
             sequence=made.sequence,
             position=made.position,
-            tokens=np.frombuffer(b"".join(self._sequences), np.float32).reshape(-1, len(TOKENS)),
-            starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            tokens=tokens,
+            starts=starts,
             seen_types=tuple(kind.name.lower() for kind in Kind if kind in self._kinds),
             log_start_ms=self._first_ms or 0,
             clock_ms=self._clock_ms,
@@ -411,48 +299,14 @@ class ExampleBuilder:
         return Table.of([names[at] for at in kept], near[kept], self._clock_ms)
 
 
-_TOKEN_BYTES = 4 * len(TOKENS)
-
-
-@dataclass(slots=True)
-class _Open:
-    """A sequence that later cut-offs may extend."""
-
-    index: int
-    tokens: bytes
-
-
 @dataclass(slots=True)
 class _Partition:
-    """One partition's fold: states as blobs, tokens of the settled part and of the head."""
+    """One partition's fold: its clocks, its users' states as blobs."""
 
     clocks: Clocks
     next: int = 0  # index of the next cut-off
     row: dict[str, int] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
-    settled: dict[int, bytearray] = field(default_factory=dict)
-    head: dict[int, bytearray] = field(default_factory=dict)
-    open: dict[int, _Open] = field(default_factory=dict)
-
-    def step(self, folded: Folded, index: Ints) -> None:
-        """Append the fold's steps as the scorer applies them to carries."""
-        for row in index[np.flatnonzero(folded.settled_reset)].tolist():
-            self.settled.pop(row, None)
-        _append(self.settled, folded.settled_steps, index)
-        for row in index[np.flatnonzero(folded.head_reset)].tolist():
-            if row >= 0:
-                self.head[row] = self.settled.get(row, bytearray()).copy()
-        _append(self.head, folded.head_steps, index)
-
-
-def _append(to: dict[int, bytearray], steps: Steps, index: Ints) -> None:
-    raw = np.ascontiguousarray(steps.tokens, np.float32).tobytes()
-    for at, row in enumerate(index[steps.rows].tolist()):
-        if row >= 0:
-            tokens = to.get(row)
-            if tokens is None:
-                tokens = to[row] = bytearray()
-            tokens += raw[at * _TOKEN_BYTES : (at + 1) * _TOKEN_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,58 +333,6 @@ class _Rows:
 
     def only(self, keep: Bools) -> _Rows:
         return _Rows(*(getattr(self, name)[keep] for name in self.__slots__))
-
-
-class _Labels:
-    """Sums over spans of event time, by user, exact in millionths."""
-
-    def __init__(self, user: Ints, time_ms: Ints, micro: Ints) -> None:
-        order = np.lexsort((time_ms, user))
-        user, time_ms, micro = user[order], time_ms[order], micro[order]
-        self._base = int(time_ms.min()) if len(time_ms) else 0
-        self._key = (user << 42) + (time_ms - self._base)
-        self._sum = np.concatenate([[0], np.cumsum(micro)])
-        self._orders = np.concatenate([[0], np.cumsum(micro > 0)])
-
-    def _at(self, user: Ints, time_ms: Ints) -> Ints:
-        span = np.clip(time_ms - self._base, 0, (1 << 42) - 1)
-        return np.searchsorted(self._key, (user << 42) + span).astype(np.int64)
-
-    def sums(self, user: Ints, start_ms: Ints, end_ms: Ints) -> Ints:
-        """Net value in [start, end)."""
-        found: Ints = self._sum[self._at(user, end_ms)] - self._sum[self._at(user, start_ms)]
-        return found
-
-    def orders(self, user: Ints, start_ms: Ints, end_ms: Ints) -> Ints:
-        """Positive value events in [start, end)."""
-        found: Ints = self._orders[self._at(user, end_ms)] - self._orders[self._at(user, start_ms)]
-        return found
-
-
-def split(batch: EventBatch, cut: int) -> tuple[EventBatch, EventBatch]:
-    """What reached the log before `cut`, and the rest; users stay numbered as they are."""
-    early = batch.log_ms < cut
-    return (
-        _part(batch, early, [e for e in batch.erases if e.record_ms < cut]),
-        _part(batch, ~early, [e for e in batch.erases if e.record_ms >= cut]),
-    )
-
-
-def _part(batch: EventBatch, keep: Bools, erases: list[Erase]) -> EventBatch:
-    at = np.flatnonzero(keep)
-    old = np.unique(np.concatenate([batch.user[at], [e.user for e in erases]]).astype(np.int64))
-    new = np.full(len(batch.users), -1, np.int32)
-    new[old] = np.arange(len(old))
-    return EventBatch(
-        [batch.users[u] for u in old.tolist()],
-        new[batch.user[at]],
-        batch.events[at],
-        batch.offset[at],
-        batch.log_ms[at],
-        [replace(e, user=int(new[e.user])) for e in erases],
-        [batch.event_id[i] for i in at.tolist()] if batch.event_id else [],
-        batch.targets(at),
-    )
 
 
 def build(

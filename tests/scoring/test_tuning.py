@@ -17,16 +17,9 @@ from scoring.errors import ScoringError, TooLittleData  # noqa: E402
 from scoring.retraining import tuning  # noqa: E402
 from scoring.retraining.journal import opened  # noqa: E402
 from scoring.retraining.settings import RetrainSettings  # noqa: E402
-from scoring.retraining.tuning import (  # noqa: E402
-    Dimension,
-    Task,
-    Tuned,
-    View,
-    kept_view,
-    prepare,
-    snippet,
-    tune,
-)
+from scoring.retraining.space import Dimension  # noqa: E402
+from scoring.retraining.task import Task, View, kept_view, prepare  # noqa: E402
+from scoring.retraining.tuning import Tuned, snippet, tune  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from scoring.training.examples import Log  # noqa: E402
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, shop  # noqa: E402
