@@ -15,9 +15,9 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-e
 DEMO ?=
 CHAOS ?=
 TESTS ?= tests
-# Test files side by side; each job has an embedded stack of its own. A third of a test is waiting,
-# so three jobs fill two cores (8:30 for 12:13 with two).
-JOBS ?= 3
+# Test files side by side; each job has an embedded stack of its own. Half of a test is waiting, so
+# that two jobs more than there are cores fill them.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 6 ? n + 2 : 8)))
 # In the order of their names: those that take long begin first.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 30
