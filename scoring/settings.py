@@ -91,6 +91,18 @@ class TrainingSettings(BaseModel):
     decay: float = Field(1e-2, ge=0, description="weight decay")
     l1: float = Field(0.0, ge=0, description="weight of the sum of the weights' magnitudes")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the head's first hidden layer")
+    event_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a user's events that an epoch's carry passes over",
+    )
+    time_jitter_days: float = Field(
+        0.0, ge=0, description="standard deviation by which an epoch's carry moves events"
+    )
+    cutoff_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of a user's cut-offs that an epoch passes over"
+    )
     held_out: float = Field(0.15, gt=0, lt=1, description="share of users for early stopping")
     least_orders: int = Field(200, ge=1, description="active rows below which nothing is trained")
     teachers: tuple[str, ...] = Field(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scoring.training.augmenting import Augment
 from scoring.training.columns import FOLD, Columns
 from scoring.training.examples import Examples
 from scoring.training.teacher import Teacher
@@ -50,7 +51,7 @@ class Data:
     tokens: Tensor  # (S, T)
     starts: Ints  # (Q + 1,)
     sequence: Ints  # (N,) ascending
-    position: Tensor  # (N,)
+    position: Ints  # (N,)
     features: Tensor  # (N, F)
     labels: Labels
     usual: Tensor  # (H,) the teacher's mean expected value
@@ -74,7 +75,7 @@ class Data:
             tokens=_floats(rows.tokens),
             starts=rows.starts,
             sequence=rows.sequence,
-            position=torch.from_numpy(rows.position),
+            position=rows.position,
             features=_floats(columns.read(rows)),
             labels=Labels(
                 between=_floats(rows.between),
@@ -90,27 +91,39 @@ class Data:
             usual=_floats(np.maximum(expected.sum(0) / np.maximum(known.sum(0), 1), 1e-6)),
         )
 
-    def outputs(self, net: Net, sequences: Ints) -> tuple[Outputs, Labels]:
+    def outputs(
+        self, net: Net, sequences: Ints, augment: Augment | None = None
+    ) -> tuple[Outputs, Labels]:
         """What a net says of the rows of some sequences (ascending), and their labels."""
         rows = _rows_of(self.sequence, sequences)
+        if augment is not None:
+            rows = rows[augment.rows(self.sequence[rows])]
         readout = torch.zeros(len(rows), 0)
         if net.readout:
-            readout = self._readouts(net, sequences, rows)
+            readout = self._readouts(net, sequences, rows, augment)
         keep = torch.from_numpy(rows)
         return net.head(readout, self.features[keep]), self.labels.rows(keep)
 
-    def _readouts(self, net: Net, sequences: Ints, rows: Ints) -> Tensor:
+    def _readouts(
+        self, net: Net, sequences: Ints, rows: Ints, augment: Augment | None = None
+    ) -> Tensor:
         """(N, R) after the steps that each row's user had taken."""
         lengths = self.starts[sequences + 1] - self.starts[sequences]
         begin = np.concatenate([[0], np.cumsum(lengths)])
         at = np.arange(begin[-1]) + np.repeat(self.starts[sequences] - begin[:-1], lengths)
         ranks = np.arange(begin[-1]) - np.repeat(begin[:-1], lengths)
-        after = net.sequence(self.tokens[torch.from_numpy(at)], torch.from_numpy(ranks))
+        tokens = self.tokens[torch.from_numpy(at)]
+        left = np.arange(begin[-1] + 1)  # steps left before each
+        if augment is not None:
+            some, kept = augment.steps(tokens.numpy(), ranks)
+            tokens, left = torch.from_numpy(some), np.concatenate([[0], np.cumsum(kept)])
+            ranks = left[:-1][kept] - np.repeat(left[begin[:-1]], lengths)[kept]
+        after = net.sequence(tokens, torch.from_numpy(ranks))
         # row 0 is of a user without a step
         whole = torch.cat([torch.zeros(1, net.readout), after])
-        position = self.position[torch.from_numpy(rows)]
-        offset = torch.from_numpy(begin[:-1][np.searchsorted(sequences, self.sequence[rows])])
-        return whole[torch.where(position > 0, offset + position, torch.zeros_like(offset))]
+        first = begin[:-1][np.searchsorted(sequences, self.sequence[rows])]
+        last, before = left[first + self.position[rows]], left[first]
+        return whole[torch.from_numpy(np.where(last > before, last, 0))]
 
 
 def _floats(a: npt.NDArray[Any]) -> Tensor:

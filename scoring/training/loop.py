@@ -31,6 +31,7 @@ from scoring.errors import ScoringError, TooLittleData
 from scoring.generation import Generation, Manifest, build
 from scoring.settings import TrainingSettings
 from scoring.training import base_rates, losses
+from scoring.training.augmenting import Augment
 from scoring.training.batches import Data
 from scoring.training.columns import FOLD, Columns
 from scoring.training.examples import Examples
@@ -122,6 +123,7 @@ def train(
     data = Data.of(fitted, None if teacher is None else teacher.rows(~held & mature), columns)
     check = Data.of(examples.rows(aside), None if teacher is None else teacher.rows(aside), columns)
     optimizer = _optimizer(net, settings)
+    augment = Augment.of(settings)
     order = np.unique(data.sequence)
     batches = -(-len(order) // settings.users_per_batch)
     epochs = settings.epochs or int(np.clip(-(-STEPS // batches), *EPOCHS))
@@ -136,7 +138,7 @@ def train(
         generator.shuffle(order)
         total, count = 0.0, 0
         for part in np.array_split(order, batches):
-            found, rows = loss.of_rows(data, np.sort(part))
+            found, rows = loss.of_rows(data, np.sort(part), augment)
             optimizer.zero_grad()
             (found + loss.weights()).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -176,9 +178,11 @@ class _Loss:
         deviation = torch.from_numpy(base_rates.deviations(rows))
         return cls(net, settings, deviation, settings.teacher_weight if taught else 0.0)
 
-    def of_rows(self, data: Data, sequences: npt.NDArray[np.int64]) -> tuple[Tensor, int]:
+    def of_rows(
+        self, data: Data, sequences: npt.NDArray[np.int64], augment: Augment | None = None
+    ) -> tuple[Tensor, int]:
         """Mean over the rows of some sequences, by labels and teacher; and how many rows."""
-        out, labels = data.outputs(self.net, sequences)
+        out, labels = data.outputs(self.net, sequences, augment)
         rows = len(out.q)
         found = losses.by_labels(self.settings.loss, out, labels, self.net.unit, self.deviation)
         if self.teacher_weight:
