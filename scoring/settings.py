@@ -108,7 +108,10 @@ class TrainingSettings(BaseModel):
     teachers: tuple[str, ...] = Field(
         (),
         description="families whose mean the served net learns from, fitted without the user:"
-        " gbm, linear, polynomial, svr_rff; [] is none",
+        " gbm, graph, linear, polynomial, svr, svr_rff, or a net; [] is none",
+    )
+    teacher_seeds: int = Field(
+        1, ge=1, description="seeds with which each teacher is fitted; their mean is its word"
     )
     teacher_weight: float = Field(
         0.5, ge=0, le=1, description="share of a teacher in the loss, where a net has one"

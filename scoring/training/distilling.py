@@ -1,8 +1,9 @@
 """A teacher for the served net: what several families say of users whom they were not trained on.
 
-Trees, polynomials and kernels rank as well as a net, each by other errors; their mean ranks better
-than each. None of them steps a carry in constant time, so a worker does not run them: the net
-learns from the labels and from their mean.
+Trees, polynomials, kernels and other nets rank as well as the served one, each by other errors;
+their mean ranks better than each. A worker does not run them all: the net learns from the labels
+and from their mean. A family may be there with several seeds, as one voice: what the seeds agree
+on is what the data says.
 
 A teacher that had seen a row's label would only repeat it. So the users are dealt into folds, by a
 hash of the name, and each fold is scored by families fitted to the other folds' users. Labels of
@@ -20,10 +21,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from scoring import inputs
 from scoring.generation import Generation
-from scoring.training.carries import carry_rows
 from scoring.training.examples import Examples
+from scoring.training.forecasts import score
 from scoring.training.teacher import Teacher
 
 FOLDS = 4
@@ -50,10 +50,7 @@ def taught(
         others, own = _some(examples.rows(fold != k), seed), np.flatnonzero(fold == k)
         for fit in fits.values():
             told(done, total)
-            rows = examples.rows(own)
-            made = fit(others)
-            read = inputs.of_rows(made, rows)
-            said = made.model.predict(carry_rows(made, rows), read[:, None])
+            said = score(fit(others), examples.rows(own))  # in parts: a carry may take kilobytes
             expected[own] += said.expected[:, 0] / len(fits)
             p_active[own] += said.p_active[:, 0] / len(fits)
             done += 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from scoring.errors import ScoringError
@@ -17,6 +16,7 @@ from scoring.training import distilling
 from scoring.training.examples import Examples
 from scoring.training.splits import newest
 from scoring.training.teacher import Teacher
+from scoring.zoo import NETS
 
 BLENDED = ("mingru", "gbm", "svr_rff")  # see docs/accuracy.md
 WINDOWS = 3  # newest mature cut-offs that calibrate
@@ -99,21 +99,44 @@ def _teacher(
     examples: Examples, how: TrainingSettings, progress: Progress | None
 ) -> Teacher | None:
     """What the families of the setting `teachers` say, out of fold; None if there are none."""
-    unknown = [name for name in how.teachers if name not in FITS]
+    unknown = [name for name in how.teachers if name not in TEACHERS]
     if unknown:
         raise ScoringError(
             f"no teacher is called {unknown[0]!r}: set training.teachers to some of"
-            f" {', '.join(FITS)}, or to none"
+            f" {', '.join(TEACHERS)}, or to none"
         )
     if not how.teachers or not how.teacher_weight:
         return None
-    fits = {name: partial(FITS[name], seed=how.seed, calibrated=False) for name in how.teachers}
+    fits = {name: _teaching(name, how) for name in how.teachers}
 
     def told(done: int, total: int) -> None:
         if progress is not None:
             progress("teach", done, total)
 
     return distilling.taught(examples, fits, seed=how.seed, told=told)
+
+
+def _teaching(name: str, how: TrainingSettings) -> Callable[[Examples], Generation]:
+    """A family as a teacher: one generation, of `teacher_seeds` that have one voice."""
+
+    def fitted(examples: Examples, seed: int) -> Generation:
+        if name in FITS:
+            return FITS[name](examples, seed=seed, calibrated=False)
+        from scoring.training import loop as training
+
+        own = how.model_copy(update={"family": name, "seed": seed})
+        return training.generation(training.train(examples, own), examples)
+
+    def fit(examples: Examples) -> Generation:
+        seeds = how.teacher_seeds if TRAINED[name].seeded else 1
+        made = [fitted(examples, how.seed + more) for more in range(seeds)]
+        if len(made) == 1:
+            return made[0]
+        from scoring.zoo import blend
+
+        return blend.generation(made)
+
+    return fit
 
 
 def _two_part(fit: Fit) -> Make:
@@ -166,13 +189,17 @@ def _gbm(examples: Examples, *, seed: int, calibrated: bool = True) -> Generatio
     return gbm.train(examples, seed=seed, calibrated=calibrated)
 
 
-# What a net may learn from: families that are fitted in seconds.
+# Families that are fitted in seconds.
 FITS: dict[str, Fit] = {
     "gbm": _gbm,
+    "graph": _graph,
     "linear": _linear,
     "polynomial": _polynomial,
+    "svr": _svr,
     "svr_rff": _svr_rff,
 }
+# What a net may learn from: those, and nets.
+TEACHERS = (*sorted(FITS), *NETS)
 
 
 def _blend(ask: Ask) -> Generation:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scoring.errors import ScoringError
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
+from scoring.training import trainable
+from scoring.training.forecasts import score
 from scoring.training.trainable import SERVED, TRAINED, Ask, family
 from scoring.zoo import FAMILIES
+from tests.scoring.test_linear import ROWS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 
@@ -41,3 +45,43 @@ def test_served_is_the_family_of_the_settings(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_page_of_models_names_every_one_that_can_be_asked_for() -> None:
     assert [name for name in {*TRAINED, *FAMILIES} if f"`{name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("teacher", ["transformer", "linear"])
+def test_a_teacher_may_be_a_net_and_have_several_seeds_in_one_voice(teacher: str) -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    how = TrainingSettings(
+        width=4, window=3, epochs=1, least_orders=20, teachers=(teacher,), teacher_seeds=2
+    )
+    both = trainable._teaching(teacher, how)(ROWS)
+    if not TRAINED[teacher].seeded:
+        assert both.manifest.family == teacher
+        return
+    one, other = (
+        trainable._teaching(teacher, how.model_copy(update={"teacher_seeds": 1, "seed": seed}))(ROWS)
+        for seed in (0, 1)
+    )
+    said = [score(made, ROWS).expected for made in (one, other, both)]
+    assert not np.allclose(said[0], said[1], rtol=1e-3)
+    np.testing.assert_allclose(said[2], (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_net_learns_from_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    monkeypatch.setattr("scoring.training.distilling.FOLDS", 2)
+    how = TrainingSettings(width=4, window=3, epochs=1, least_orders=20)
+
+    def made(**more: object) -> Generation:
+        return TRAINED["mingru"].make(Ask(ROWS, (), how.model_copy(update=more)))
+
+    taught = made(teachers=("gru",))
+    assert taught.manifest.params["teacher_weight"] == how.teacher_weight
+    assert taught.id != made().id
+
+
+@pytest.mark.parametrize("name", ["blend", "prior", SERVED, "gnu"])
+def test_who_cannot_teach_is_refused_and_who_can_is_named(name: str) -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    how = TrainingSettings(teachers=(name,))
+    with pytest.raises(ScoringError, match=rf"no teacher is called '{name}'.*gbm.*transformer"):
+        TRAINED["mingru"].make(Ask(ROWS, (), how))
