@@ -58,7 +58,9 @@ def test_a_teacher_may_be_a_net_and_have_several_seeds_in_one_voice(teacher: str
         assert both.manifest.family == teacher
         return
     one, other = (
-        trainable._teaching(teacher, how.model_copy(update={"teacher_seeds": 1, "seed": seed}))(ROWS)
+        trainable._teaching(teacher, how.model_copy(update={"teacher_seeds": 1, "seed": seed}))(
+            ROWS
+        )
         for seed in (0, 1)
     )
     said = [score(made, ROWS).expected for made in (one, other, both)]
@@ -66,9 +68,8 @@ def test_a_teacher_may_be_a_net_and_have_several_seeds_in_one_voice(teacher: str
     np.testing.assert_allclose(said[2], (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_a_net_learns_from_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_net_learns_from_a_net() -> None:
     pytest.importorskip("torch", reason="torch is in the extra `train`")
-    monkeypatch.setattr("scoring.training.distilling.FOLDS", 2)
     how = TrainingSettings(width=4, window=3, epochs=1, least_orders=20)
 
     def made(**more: object) -> Generation:
