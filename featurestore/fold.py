@@ -12,7 +12,8 @@ Erasures come first, whatever their place among the batch's events: an event is 
 record timestamp is not after the user's marker. Events settled already cannot be taken out one
 by one: the settled side is wiped if any of them came before the marker. What of it came after the
 marker goes too, though read in another order it would have stayed; the user is marked as `split`
-(ADR 7).
+(ADR 7). A record after the marker whose id was used before it, read ahead of the erasure, is a
+repeat of what is then forgotten; read with it, the first of its id (ADR 7, the one open gap).
 
 Beyond the tail cap, and where an idle source comes back, an event may be folded behind one that
 is settled already. Batch boundaries then show in gaps, sessions and the carry, and in the order

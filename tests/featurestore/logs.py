@@ -1,8 +1,9 @@
 """Random logs for the tests of the fold, and ways to compare its states with the twin's.
 
 A log is made per source: records in log order with event times around a moving clock, some of
-them repeats, some with other content under a known id, some erase records. `delivered` plays the
-sources' logs in one interleaving, cut into batches.
+them repeats, some with other content under a known id, some erase records, before which new events
+may stand that were made after them. `interleaved` and `batches` play the sources' logs in one
+interleaving, cut into batches.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def logs(
     late: bool = True,
     erases: bool = True,
     repeats: bool = True,
+    ahead: bool = True,
 ) -> Log:
     """Logs of `sources` sources whose events come within the lateness, most of them."""
     chance = random.Random(draw(st.integers(0, 2**32)))
@@ -92,6 +94,10 @@ def logs(
         if erases and what < 0.03:
             user = chance.choice(users)
             for s in range(sources):
+                if ahead and chance.random() < 0.4:
+                    # Made after the erasure, by a clock that runs ahead; it stands before it.
+                    early = draw_event(chance, now + 1, s, late=late, coarse=coarse)
+                    log[s].append(Record(s, len(log[s]), user, now + 1, early))
                 log[s].append(Record(s, len(log[s]), user, now, None))
             continue
         said = [r for r in mine if r.event is not None]

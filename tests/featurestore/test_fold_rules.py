@@ -13,6 +13,7 @@ from featurestore.columns import LATE, NO_ID, NO_TIME, Erase, EventBatch, Outcom
 from featurestore.decide import _keys
 from featurestore.fold import FoldSettings, fold
 from featurestore.state import States, history
+from featurestore.twin import Twin
 from featurestore.update import Event
 from tests.featurestore.logs import (
     HOUR_MS,
@@ -20,7 +21,9 @@ from tests.featurestore.logs import (
     START_MS,
     Folder,
     Record,
+    assert_same_user,
     batch_of,
+    batches,
     settings,
 )
 
@@ -311,6 +314,30 @@ def test_place_of_an_erasure_among_the_events_of_a_batch_does_not_matter() -> No
         folder.fold(batch_of(order))
         blobs.append(folder.blobs)
     assert blobs[0] == blobs[1] == blobs[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "singly"),
+    [(7, Outcome.DUPLICATE), (8, Outcome.CONFLICT)],
+    ids=["repeat", "conflict"],
+)
+def test_what_says_again_before_an_erasure_what_it_forgets_counts_only_where_both_are_read_at_once(
+    content: int, singly: Outcome
+) -> None:
+    """The gap that ADR 7 leaves open, pinned: neither answer could be given in both cases."""
+    again = event(1, 1, value=9, content=content, record_ms=START_MS + 3 * HOUR_MS)
+    said = [event(1, 1, value=5), again]
+    log = [Record(0, i, "ada", e.record_ms, e) for i, e in enumerate(said)]
+    log.append(Record(0, 2, "ada", START_MS + 2 * HOUR_MS, None))
+    for size, outcome, spent in ((1, singly, 0), (3, Outcome.APPLIED, 9)):
+        folder, twin = Folder(_ONE), Twin(_ONE)
+        slow = [
+            o for batch in batches(log, [size]) for o in (folder.fold(batch), twin.fold(batch))[1]
+        ]
+        assert slow[1] is outcome
+        assert folder.outcomes[0, 1] == outcome
+        assert history(folder.states())["spent_micro"].tolist() == [spent]
+        assert_same_user(folder.states(), 0, twin.users["ada"], _ONE)
 
 
 def test_erasure_of_an_unknown_user_leaves_a_marker() -> None:
