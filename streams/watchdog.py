@@ -35,8 +35,9 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _ENDS_EVERY_S = 2.0
-_TOPICS_EVERY_S = 5.0
+_TOPICS_EVERY_S = 3.0
 _MISSING_S = 2.0  # metadata can be incomplete while a broker starts; twice in a row it is not
+_ENDS_PATIENCE_S = 0.5  # of one look; of a topic that is gone the driver asks for ten seconds
 
 
 class Watchdog:
@@ -106,12 +107,13 @@ class Watchdog:
         if now - self._topics_s > _TOPICS_EVERY_S:
             self._topics_s = now
             await self._look_for_topics(now, live)
+        if self._missing_since is not None:
+            return  # nothing is to be had of its ends, and the next look is to come soon
         if self._asking is None and live and now - self._ends_s > _ENDS_EVERY_S:
             self._ends_s = now
             self._asking = asyncio.create_task(self._look_for_ends(live), name="watchdog-ends")
         if self._asking is not None:
-            # Of a topic that is gone the driver asks for ten seconds: the next look shall see that.
-            done, _ = await asyncio.wait([self._asking], timeout=_ENDS_EVERY_S)
+            done, _ = await asyncio.wait([self._asking], timeout=_ENDS_PATIENCE_S)
             if done:
                 asked, self._asking = self._asking, None
                 await asked

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
@@ -65,6 +66,12 @@ def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
 
+def json_lines(done: subprocess.CompletedProcess[str], what: str) -> list[dict[str, Any]]:
+    """The lines of a command's log that say `what`."""
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["what"] == what]
+
+
 def digest(deployment: Deployment) -> dict[str, Any]:
     """What `livevalue digest` says of the store."""
     found: dict[str, Any] = json.loads(livevalue(deployment, "digest", "--json", "-").stdout)
@@ -86,8 +93,23 @@ def halted(worker: WorkerProcess) -> dict[int, str]:
     return {said["partition"]: said["error"] for said in lines}
 
 
-def ended(worker: WorkerProcess, patience_s: float = DETECTED_S) -> str:
-    """The last line of a worker that must give up by then."""
+def began(worker: WorkerProcess) -> datetime:
+    """When a worker wrote its first line: what it finds as it starts counts from there."""
+    return datetime.fromisoformat(worker.lines()[0]["at"])
+
+
+def noticed(lines: Sequence[Mapping[str, Any]], since: datetime) -> float:
+    """Seconds from a moment to the last of these lines by the log's own clock: at most DETECTED_S.
+
+    What the machine does to our own waiting does not count.
+    """
+    took = max((datetime.fromisoformat(line["at"]) - since).total_seconds() for line in lines)
+    assert took < DETECTED_S, took
+    return took
+
+
+def ended(worker: WorkerProcess, patience_s: float = 30.0) -> str:
+    """The last line of a worker that must give up; `noticed` says how soon it did."""
     assert worker.wait(patience_s) == 1
     return worker.log.read_text().splitlines()[-1]
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -28,14 +29,17 @@ from tests.e2e.deployment import (
     some_events,
 )
 from tests.e2e.losses import (
+    began,
     delete_before,
     digest,
     ended,
     halted,
     held_cents,
+    json_lines,
     last_scores,
     livevalue,
     make_again,
+    noticed,
     plain_lines,
     recover,
     revisions,
@@ -65,6 +69,7 @@ def test_a_topic_made_again_under_a_worker_and_grown_longer_halts_it_until_it_is
     deployment.settle()
     kept = deployment.positions()
     make_again(deployment, deployment.sources[1])
+    made = datetime.now(UTC)
     # Where the worker reads on in it, there are records too: the same ones, and others.
     send_all(deployment, [e for e in events if e[0] == 1])
     send_all(deployment, [e for e in events[1000:] if e[0] == 0])
@@ -72,11 +77,13 @@ def test_a_topic_made_again_under_a_worker_and_grown_longer_halts_it_until_it_is
     assert f"{deployment.sources[1]} is not the topic" in said and "made again" in said
     assert "livevalue recover adopt --dry-run" in said
     assert sorted(halted(worker)) == [0, 1]
+    noticed(worker.lines("partition halted"), made)
     assert all(deployment.ends()[p, 1] > kept[p, 1] for p in range(2))
 
     marks, before, at = deployment.watermarks(), values(deployment), deployment.positions()
-    said = ended(deployment.start("halted"), 30)
-    assert "made again" in said
+    worker = deployment.start("halted")
+    assert "made again" in ended(worker)
+    noticed(worker.lines("partition halted"), began(worker))
     plan = json.loads(livevalue(deployment, "recover", "adopt", "--dry-run", "--json", "-").stdout)
     plan = plan["plan"]
     # Neither has touched the store, nor fenced who works there.
@@ -108,7 +115,10 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     published = len(deployment.read(deployment.settings.kafka.scores))
     deployment.redis.flushdb()
 
-    (line,) = plain_lines(livevalue(deployment, "run", code=1))
+    asked = datetime.now(UTC)
+    done = livevalue(deployment, "run", code=1)
+    (line,) = plain_lines(done)
+    noticed(json_lines(done, "partition halted"), asked)
     assert line.startswith("livevalue: the store holds nothing of partition")
     assert "`livevalue recover rebuild --dry-run`" in line
     assert all(row["to"] == [0, 0, 0] for row in recover(deployment, "wipe"))
@@ -134,7 +144,8 @@ def test_adopt_goes_back_to_where_the_log_was_cut_however_far_it_has_grown_since
     for end in (90, 95, 300):
         mark = Watermark((120,), (START_MS,), Identity(7, "w"), "a", ("90:cut",), "f", "g")
         bounds = Bounds(0, end)
-        plan = adopt(settings, 0, Found(mark, False, None, (bounds,), bounds, "a", (True,)))
+        found = Found(mark, False, None, (bounds,), bounds, "a", (True,))
+        plan = adopt(settings, 0, found)
         assert plan.watermark is not None
         assert (plan.watermark.positions, plan.watermark.marks) == ((90,), ("",))
         assert plan.notes[0] == "events was cut at 90: goes on from there"
@@ -151,7 +162,10 @@ def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
     settings = deployment_settings(stack.bootstrap, url, f"{topic_prefix}other.")
     topics.apply(settings)
     stray = Deployment(settings, tmp_path)  # not entered, since that empties the database
-    (line,) = plain_lines(livevalue(stray, "run", code=1))
+    asked = datetime.now(UTC)
+    done = livevalue(stray, "run", code=1)
+    (line,) = plain_lines(done)
+    noticed(json_lines(done, "partition halted"), asked)
     assert f'LIVEVALUE_KAFKA__BROWSE ("{deployment.sources[0]}" in the store' in line
     assert "Is it the Redis of this deployment (LIVEVALUE_STORE__URL)?" in line
     with pytest.raises(StoreMismatch, match="LIVEVALUE_STORE__URL"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,16 @@ from livevalue.output import Refused
 from streams.errors import TopicError
 from tests.e2e.deployment import Deployment, deployment_settings, send_all, some_events
 from tests.e2e.losses import (
-    DETECTED_S,
     admin,
     ask,
+    began,
     delete_before,
     ended,
     halted,
     held_cents,
     last_scores,
     livevalue,
+    noticed,
     recover,
     said_once_and_last,
     spent_cents,
@@ -70,8 +72,10 @@ def test_what_retention_took_unread_halts_its_partition_alone_and_is_never_skipp
     cut = max(bought) - 5
     assert cut > at[0, 1] + 5
     delete_before(deployment, {(0, 1): cut})
+    awake = datetime.now(UTC)
     worker.signal(signal.SIGCONT)
-    until(lambda: halted(worker), DETECTED_S)
+    until(lambda: halted(worker), 30)
+    noticed(worker.lines("partition halted"), awake)
     (partition, said), *others = halted(worker).items()
     assert partition == 0 and not others
     assert f"{deployment.sources[1]}/0" in said
@@ -101,8 +105,9 @@ def test_what_retention_took_unread_halts_its_partition_alone_and_is_never_skipp
     assert end > stood[1, 1] + 5
     delete_before(deployment, {(1, 1): end})
     worker = deployment.start("late")
-    assert "retention deleted what was never folded" in ended(worker, 30)
+    assert "retention deleted what was never folded" in ended(worker)
     assert sorted(halted(worker)) == [0, 1]
+    noticed(worker.lines("partition halted"), began(worker))
     with pytest.raises(Refused, match="name the archive that holds it"):
         recover(deployment, "rebuild", dry_run=True)
     with pytest.raises(Refused, match="name the archive that holds it"):
@@ -130,8 +135,10 @@ def test_what_retention_took_unread_halts_its_partition_alone_and_is_never_skipp
     # More partitions than the settings say: users have moved, nothing more may be folded.
     asked = admin(deployment)
     asked.create_partitions({deployment.sources[0]: 3})
+    more_than_said = datetime.now(UTC)
     asked.close()
     said = ended(worker)
+    noticed(worker.lines("giving up"), more_than_said)
     assert "LIVEVALUE_KAFKA__PARTITIONS is 2" in said
     assert f"{deployment.sources[0]} (3)" in said and "livevalue backfill" in said
     assert "differ in their number of partitions" in livevalue(deployment, "run", code=1).stderr

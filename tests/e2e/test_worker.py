@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.e2e.deployment import (
     send_all,
     some_events,
 )
+from tests.e2e.losses import noticed
 
 _databases = count(0)
 
@@ -204,10 +206,12 @@ def test_a_topic_that_vanishes_ends_the_worker_with_one_clear_line(deployment: D
     deployment.settle()
     admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
     admin.delete_topics([deployment.sources[0]])
+    gone = datetime.now(UTC)
     admin.close()
     assert worker.wait(60) == 1
     said = worker.log.read_text().splitlines()[-1]
     assert deployment.sources[0] in said and "livevalue topics --apply" in said
+    noticed(worker.lines("giving up"), gone)
 
 
 def test_the_faust_command_runs_the_same_worker(deployment: Deployment) -> None:
