@@ -4,7 +4,9 @@
 
 Prints what happens as it happens, then a row for docs/reliability.md, and last one line of JSON:
 {events, kills, lost, applied_twice, outputs_missing, outputs_twice, …}. All after `kills` must be
-0, else the exit code is 1. Over several seeds the line adds them up.
+0, else the exit code is 1. Over several seeds the line adds them up. A fault counts only where it
+did what it is for; one that was in vain is tried again, each kind at most three times as often as
+it is asked for, and what is short of what was asked for is `faults_not_done`.
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ def main() -> int:
         result = run(replace(base, seed=seed), folder / str(seed), say)
         for example in result.audit.examples:
             print(example)
+        if result.not_done:
+            print(f"in vain, however often tried: {dict(result.not_done)}")
         rows.append(report.row(result))
         print(rows[-1], flush=True)
         # Keys that are 0 stay in: a Counter's update keeps them.

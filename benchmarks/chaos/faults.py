@@ -1,15 +1,21 @@
-"""The faults: each a method of `Faults`, named as on the command line.
+"""The faults: each a method of `Faults`, named as on the command line, and when it counts.
 
-kill        kill -9 of a worker, started again within a second
-zombie      a worker stopped (SIGSTOP) for longer than its session, then let go on
-redis       kill -9 of Valkey, down for a moment
-rollback    Valkey comes back with its files of a while ago: at least 1,000 folded positions undone
-broker      kill -9 of the broker; one whose group coordinator stays away is restarted cleanly
+kill        kill -9 of a worker that serves a partition, started again within a second
+zombie      a worker that serves is stopped (SIGSTOP) for longer than its session, then let go on;
+            counts where each of its partitions was claimed by another meanwhile
+redis       kill -9 of Valkey, down for a moment; counts where it answered before and not while down
+rollback    Valkey comes back with its files of a while ago; counts where at least 1,000 folded
+            positions were undone
+broker      kill -9 of the broker, counts as redis does; one whose group coordinator stays away is
+            restarted cleanly
 deaf_redis, deaf_broker   the server is stopped (SIGSTOP) for a minute: connections stay open, new
-            ones are accepted by the kernel, nothing answers
-full        Valkey has no memory left (CONFIG SET maxmemory) for a few seconds
-starve      a busy process on every core for a while
-join, leave a worker more; a worker ends as planned (SIGTERM), and another starts
+            ones are accepted by the kernel; counts where nothing answered
+full        Valkey has no memory left (CONFIG SET maxmemory) for a few seconds; counts where it
+            refused a worker's write (INFO errorstats)
+starve      a busy process on every core for a while; counts where the cores were idle for less
+            than a tenth of it
+join, leave a worker more; a worker ends as planned (SIGTERM), and another starts; counts where the
+            new one came to serve, the one that left ended with 0 and others claimed what it had
 """
 
 from __future__ import annotations
@@ -25,13 +31,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import psutil
 import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
+from livevalue.embedded.process import Server
 from streams import topics
 from tests.e2e.deployment import Deployment
 
@@ -40,10 +48,21 @@ KINDS = (
     *("kill", "zombie", "redis", "rollback", "broker"),
     *("deaf_redis", "deaf_broker", "full", "starve", "join", "leave"),
 )
-_UNDONE = 1_000  # positions, at least
+UNDONE = 1_000  # positions, at least
+_SERVES_S = 20.0  # until a worker serves that may be killed
+_JOINS_S = 40.0  # until one that joined serves, and what one that left had is served
+_FULL_S = (5.0, 20.0)  # at least; until a write is refused
+_IDLE = 10.0  # % of the cores, at most, where they are starved
 _FOLD_S = 60.0  # until so many are folded
 _COORDINATOR_S = 30.0  # a broker without a group coordinator for longer is restarted
 _BURN = "import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: pass"
+
+
+class Bite(NamedTuple):
+    """Whether a fault did what it is for, and a word on it."""
+
+    bit: bool
+    said: str
 
 
 class Faults:
@@ -62,8 +81,9 @@ class Faults:
         assert stack.valkey is not None and stack.kafka is not None
         self.deployment = deployment
         self.guard = threading.Lock()  # of the workers, between supervisor and faults
-        self.done: Counter[str] = Counter()
-        self.undone: list[int] = []  # positions that each roll-back took back
+        self.done: Counter[str] = Counter()  # those that did what they are for
+        self.in_vain: Counter[str] = Counter()  # those that did not
+        self.undone: list[int] = []  # positions that each roll-back took back, if enough
         self.coordinators = 0  # brokers restarted for want of a group coordinator
         self._valkey, self._kafka = stack.valkey, stack.kafka
         self._folder = folder
@@ -72,42 +92,59 @@ class Faults:
         self._deaf_s = deaf_s
         self._joined = 0
 
-    def do(self, kind: str) -> None:
-        """One fault, from its beginning to its end."""
+    def do(self, kind: str) -> bool:
+        """One fault, from its beginning to its end; -> whether it did what it is for."""
         began = time.monotonic()
-        said: str | None = getattr(self, kind)()
-        self.done[kind] += 1
-        self._say(f"{kind}: {said or ''} ({time.monotonic() - began:.1f} s)")
+        bite: Bite = getattr(self, kind)()
+        (self.done if bite.bit else self.in_vain)[kind] += 1
+        vain = "" if bite.bit else ", IN VAIN"
+        self._say(f"{kind}: {bite.said}{vain} ({time.monotonic() - began:.1f} s)")
+        return bite.bit
 
     # ---- workers
 
-    def kill(self) -> str:
+    def kill(self) -> Bite:
         name = self._any_worker()
         with self.guard:
-            self.deployment.workers[name].kill()
+            worker = self.deployment.workers[name]
+            had = worker.serves()
+            alive = worker.exit_code is None
+            worker.kill()
+            killed = worker.exit_code == -signal.SIGKILL
             time.sleep(self._rng.uniform(0, 1.0))
             self.deployment.start(name)
-        return name
+        return Bite(bool(alive and killed and had), f"{name}, served {had}")
 
-    def zombie(self) -> str:
+    def zombie(self) -> Bite:
         name = self._any_worker()
         worker = self.deployment.workers[name]
         worker.signal(signal.SIGSTOP)
-        time.sleep(self.deployment.settings.kafka.session_timeout_s + 4)
+        had = worker.serves()
+        before, until = self._tokens(), time.monotonic() + 3 * self._session_s
+        time.sleep(self._session_s + 4)
+        while not (taken := self._claimed_since(had, before)) and time.monotonic() < until:
+            time.sleep(0.2)
+        alive = worker.exit_code is None  # nobody has started another under its name
         worker.signal(signal.SIGCONT)
-        return name
+        said = f"{name}, {had} {'taken over' if taken else 'not taken over'}"
+        return Bite(alive and taken, said)
 
-    def join(self) -> str:
+    def join(self) -> Bite:
         self._joined += 1
         name = f"j{self._joined}"
         with self.guard:
             self.deployment.start(name)
-        return name
+        until = time.monotonic() + _JOINS_S
+        while not (has := self.deployment.workers[name].serves()) and time.monotonic() < until:
+            time.sleep(0.2)
+        return Bite(bool(has), f"{name}, serves {has}")
 
-    def leave(self) -> str:
+    def leave(self) -> Bite:
         name = self._any_worker()
+        before = self._tokens()
         with self.guard:
             worker = self.deployment.workers.pop(name)
+            had = worker.serves()
             worker.signal(signal.SIGTERM)
         try:
             code = worker.wait(60)
@@ -117,28 +154,60 @@ class Faults:
         if len(self.deployment.workers) < 2:
             with self.guard:
                 self.deployment.start(name)
-        return f"{name}, exit code {code}"
+        until = time.monotonic() + _JOINS_S
+        while not (taken := self._claimed_since(had, before)) and time.monotonic() < until:
+            time.sleep(0.2)
+        said = f"{name}, exit code {code}, {had} {'taken over' if taken else 'not taken over'}"
+        return Bite(code == 0 and taken, said)
+
+    @property
+    def _session_s(self) -> float:
+        return self.deployment.settings.kafka.session_timeout_s
 
     def _any_worker(self) -> str:
+        """One of those that serve a partition; of all where none does for a while."""
+        until = time.monotonic() + _SERVES_S
+        while time.monotonic() < until:
+            with self.guard:
+                serving = [n for n, w in self.deployment.workers.items() if w.serves()]
+            if serving:
+                return self._rng.choice(sorted(serving))
+            time.sleep(0.2)
         return self._rng.choice(sorted(self.deployment.workers))
+
+    def _tokens(self) -> dict[int, str]:
+        """Whose claim each partition is under."""
+        for _ in range(100):
+            try:
+                return {p: mark["token"] for p, mark in self.deployment.watermarks().items()}
+            except redis.RedisError:
+                time.sleep(0.05)
+        raise AssertionError("Valkey does not answer")
+
+    def _claimed_since(self, partitions: list[int], before: dict[int, str]) -> bool:
+        """Whether each of at least one partition was claimed anew."""
+        now = self._tokens()
+        return bool(partitions) and all(now.get(p) != before.get(p) for p in partitions)
 
     # ---- Valkey
 
-    def redis(self) -> str:
+    def redis(self) -> Bite:
+        answered = self._valkey.is_ready()
         self._valkey.kill()
         down_s = self._rng.uniform(0.1, 1.5)
         time.sleep(down_s)
+        silent = not self._valkey.is_ready()
         self._valkey.start()
-        return f"down {down_s:.1f} s"
+        return Bite(answered and silent, f"down {down_s:.1f} s")
 
-    def rollback(self) -> str:
+    def rollback(self) -> Bite:
         files, old = self._valkey.data, self._folder / "old"
         shutil.rmtree(old, ignore_errors=True)
         os.kill(self._valkey.pid, signal.SIGSTOP)  # a copy of one moment
         shutil.copytree(files, old)
         os.kill(self._valkey.pid, signal.SIGCONT)
         copied, until = self._folded(), time.monotonic() + _FOLD_S
-        while self._folded() < copied + _UNDONE and time.monotonic() < until:
+        while self._folded() < copied + UNDONE and time.monotonic() < until:
             time.sleep(0.1)
         time.sleep(self._rng.uniform(0, 1.0))
         before = self._folded()
@@ -147,35 +216,45 @@ class Faults:
         shutil.copytree(old, files)
         self._valkey.start()
         # At least: what the workers have folded again already is not counted.
-        self.undone.append(before - copied)
-        return f"{self.undone[-1]} positions undone"
+        undone = before - copied
+        if undone >= UNDONE:
+            self.undone.append(undone)
+        return Bite(undone >= UNDONE, f"{undone} positions undone")
 
-    def deaf_redis(self) -> str:
-        return self._deafen(self._valkey.pid)
+    def deaf_redis(self) -> Bite:
+        return self._deafen(self._valkey)
 
-    def full(self) -> str:
+    def full(self) -> Bite:
+        at_least, at_most = _FULL_S
         with redis.Redis(port=self._valkey.port) as client:
             used = int(cast(dict[str, Any], client.info("memory"))["used_memory"])
+            before, began = _refused(client), time.monotonic()
             client.config_set("maxmemory", max(1, used - (1 << 20)))
             try:
-                time.sleep(5)
-                # A large key of another's could not be written now: it is full.
-                refused = _refused(client)
+                while (passed := time.monotonic() - began) < at_most:
+                    # None but the workers' writes: we only read and configure.
+                    refused = _refused(client) - before
+                    if refused and passed >= at_least:
+                        break
+                    time.sleep(0.2)
             finally:
                 client.config_set("maxmemory", 0)
-        return "writes refused" if refused else "writes were not refused"
+        return Bite(refused > 0, f"{refused} writes refused")
 
     # ---- the broker
 
-    def broker(self) -> str:
+    def broker(self) -> Bite:
+        answered = self._kafka.is_ready()
         self._kafka.kill()
         down_s = self._rng.uniform(0.3, 1.5)
         time.sleep(down_s)
+        silent = not self._kafka.is_ready()
         self._kafka.start()
-        return f"down {down_s:.1f} s" + self.look_at_coordinator()
+        return Bite(answered and silent, f"down {down_s:.1f} s" + self.look_at_coordinator())
 
-    def deaf_broker(self) -> str:
-        return self._deafen(self._kafka.pid) + self.look_at_coordinator()
+    def deaf_broker(self) -> Bite:
+        bit, said = self._deafen(self._kafka)
+        return Bite(bit, said + self.look_at_coordinator())
 
     def look_at_coordinator(self) -> str:
         """Restart the broker cleanly where the group's coordinator stays away."""
@@ -208,21 +287,28 @@ class Faults:
 
     # ---- the machine
 
-    def starve(self) -> str:
+    def starve(self) -> Bite:
         seconds = 10
         cores = os.cpu_count() or 1
+        psutil.cpu_times_percent()  # from here on
         burners = [
             subprocess.Popen([sys.executable, "-c", _BURN.format(seconds)]) for _ in range(cores)
         ]
-        for burner in burners:
-            burner.wait(10 * seconds)
-        return f"{cores} cores"
+        codes = [burner.wait(10 * seconds) for burner in burners]
+        idle = psutil.cpu_times_percent().idle
+        return Bite(not any(codes) and idle < _IDLE, f"{cores} cores, {idle:.0f} % idle")
 
-    def _deafen(self, pid: int) -> str:
+    def _deafen(self, server: Server) -> Bite:
+        answered, pid = server.is_ready(), server.pid
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(self._deaf_s)
-        os.kill(pid, signal.SIGCONT)
-        return f"{self._deaf_s:g} s"
+        try:
+            time.sleep(self._deaf_s / 2)
+            silent = not server.is_ready()
+            time.sleep(self._deaf_s / 2)
+            silent = silent and not server.is_ready() and server.pid == pid
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        return Bite(answered and silent, f"{self._deaf_s:g} s")
 
     def _folded(self) -> int:
         for _ in range(100):
@@ -233,9 +319,7 @@ class Faults:
         raise AssertionError("Valkey does not answer")
 
 
-def _refused(client: redis.Redis) -> bool:
-    try:
-        client.set("lv:chaos", "x", px=1)
-    except redis.RedisError:
-        return True
-    return False
+def _refused(client: redis.Redis) -> int:
+    """How many commands Valkey has refused for want of memory since it started."""
+    errors: dict[str, Any] = client.info("errorstats")
+    return int(errors.get("errorstat_OOM", {}).get("count", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 
 from benchmarks.chaos.faults import KINDS
@@ -21,7 +22,9 @@ def header() -> str:
 def row(result: Result, when: datetime | None = None) -> str:
     """One line of the table."""
     found, done = result.audit, result.done
-    faults = ", ".join(f"{done[kind]} {kind}" for kind in KINDS if done[kind])
+    faults = _said(done)
+    if vain := _said(result.in_vain):
+        faults += f" (in vain: {vain})"
     if result.coordinators:
         faults += f", {result.coordinators} coordinator restarted"
     cells = (
@@ -40,3 +43,7 @@ def row(result: Result, when: datetime | None = None) -> str:
         f"{result.different} of {found.users:,}",
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _said(faults: Counter[str]) -> str:
+    return ", ".join(f"{faults[kind]} {kind}" for kind in KINDS if faults[kind])

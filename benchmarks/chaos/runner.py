@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +34,7 @@ SHORT: Mapping[str, int] = {"kill": 6, "redis": 2, "rollback": 1, "broker": 1}
 LONG: Mapping[str, int] = {"kill": 24, "redis": 5, "broker": 4, "zombie": 4, "rollback": 4}
 # What is no `kill`: for the count of kills in the line.
 _WEATHER = frozenset(("full", "starve", "join", "leave", "deaf_redis", "deaf_broker"))
+_TRIES = 3  # for each fault that is asked for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Result:
     scenario: Scenario
     audit: Audit
     different: int  # users of whom `livevalue verify` found a difference
-    done: Counter[str]
+    done: Counter[str]  # faults that did what they are for (faults.py says when)
+    in_vain: Counter[str]  # those that did not: not among `done`
     undone: list[int]  # positions that each roll-back took back
     coordinators: int  # brokers restarted for want of a group coordinator
     restarts: int  # workers that gave up and were started again
@@ -70,9 +72,14 @@ class Result:
     settle_s: float
 
     @property
+    def not_done(self) -> Counter[str]:
+        """Faults that were asked for and did not come about, however often they were tried."""
+        return Counter(self.scenario.faults) - self.done
+
+    @property
     def clean(self) -> bool:
         """Whether everything that must be zero is zero."""
-        return self.audit.clean and not self.different
+        return self.audit.clean and not self.different and not self.not_done
 
     def line(self) -> dict[str, int]:
         """As `make chaos` prints it."""
@@ -84,6 +91,7 @@ class Result:
             **{name: found.pop(name) for name in names},
             **found,
             "replay_differs": self.different,
+            "faults_not_done": self.not_done.total(),
         }
 
 
@@ -142,9 +150,7 @@ class _Run:
         supervisor.start()
         try:
             self._until_moving()
-            for kind in self._order():
-                time.sleep(self._rng.uniform(*scenario.pause_s))
-                self._faults.do(kind)
+            self._break()
             self._over.set()
             feeder.join(scenario.events / scenario.rate + scenario.settle_s)
             feed_s = time.monotonic() - began
@@ -165,6 +171,7 @@ class _Run:
             found,
             different,
             self._faults.done,
+            self._faults.in_vain,
             self._faults.undone,
             self._faults.coordinators,
             self._restarts,
@@ -172,6 +179,17 @@ class _Run:
             feed_s,
             settle_s,
         )
+
+    def _break(self) -> None:
+        """All faults; one that was in vain is tried again when the others are through."""
+        tries = {kind: _TRIES * count for kind, count in self._scenario.faults.items()}
+        left = deque(self._order())
+        while left:
+            kind = left.popleft()
+            time.sleep(self._rng.uniform(*self._scenario.pause_s))
+            tries[kind] -= 1
+            if not self._faults.do(kind) and tries[kind] > 0:
+                left.append(kind)
 
     def _order(self) -> list[str]:
         acts = [kind for kind, count in self._scenario.faults.items() for _ in range(count)]

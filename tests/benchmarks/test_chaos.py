@@ -16,10 +16,22 @@ from streams.settings import KafkaSettings
 KAFKA = KafkaSettings(partitions=4, max_record_bytes=load.MAX_RECORD_BYTES)
 
 
-def result(**found: Any) -> Result:
-    scenario = Scenario(seed=7, faults=LONG)
-    done = Counter(LONG)
-    return Result(scenario, Audit(**found), 0, done, [1200], 1, 0, Counter(), 1.0, 1.0)
+def result(
+    done: Counter[str] | None = None, in_vain: Counter[str] | None = None, **found: Any
+) -> Result:
+    return Result(
+        Scenario(seed=7, faults=LONG),
+        Audit(**found),
+        different=0,
+        done=Counter(LONG) if done is None else done,
+        in_vain=in_vain or Counter(),
+        undone=[1200],
+        coordinators=1,
+        restarts=0,
+        sent=Counter(),
+        feed_s=1.0,
+        settle_s=1.0,
+    )
 
 
 def test_the_load_holds_every_kind_of_message_in_its_share() -> None:
@@ -40,7 +52,16 @@ def test_the_load_is_the_same_for_the_same_seed_only() -> None:
 def test_any_count_that_must_be_zero_makes_a_run_unclean() -> None:
     assert result().clean
     for name in Audit().faults():
-        assert not result(**{name: 1}).clean
+        found: dict[str, Any] = {name: 1}
+        assert not result(**found).clean
+
+
+def test_a_fault_that_was_in_vain_is_shown_apart_and_one_short_makes_a_run_unclean() -> None:
+    tried = result(in_vain=Counter(rollback=2))
+    assert tried.clean and "4 rollback, 4 broker (in vain: 2 rollback)" in report.row(tried)
+    short = result(done=Counter(LONG) - Counter(rollback=1))
+    assert not short.clean and short.not_done == {"rollback": 1}
+    assert short.line()["faults_not_done"] == 1
 
 
 def test_the_line_begins_with_the_promised_fields_and_counts_faults_that_kill() -> None:

@@ -83,6 +83,7 @@ class WorkerProcess:
         self, settings: Settings, log: Path, root: Path = ROOT, *, fork: bool = False, **more: str
     ) -> None:
         self.log = log
+        self._logged = log.stat().st_size if log.exists() else 0  # by those before us
         env = {**os.environ, **environment(settings), **more}
         self._process: Fork | subprocess.Popen[bytes]
         if fork:
@@ -134,8 +135,25 @@ class WorkerProcess:
 
     def lines(self, what: str = "") -> list[dict[str, Any]]:
         """JSON lines of the log, those that say `what`."""
+        return self._said(0, what)
+
+    def serves(self) -> list[int]:
+        """Partitions that this process was given last and has claimed, by what it says itself."""
+        mine: set[int] = set()
+        given: set[int] = set()
+        for line in self._said(self._logged):
+            if line.get("what") == "assigned":
+                given, mine = set(line["partitions"]), set()
+            elif line.get("what") == "partition claimed":
+                mine.add(line["partition"])
+        return sorted(given & mine)
+
+    def _said(self, since: int, what: str = "") -> list[dict[str, Any]]:
+        with self.log.open("rb") as log:
+            log.seek(since)
+            text = log.read().decode(errors="replace")
         found = []
-        for line in self.log.read_text(errors="replace").splitlines():
+        for line in text.splitlines():
             if line.startswith("{"):
                 try:
                     said = json.loads(line)
