@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from streams.errors import TopicError
 from streams.settings import KafkaSettings
-from streams.topics import connection, reach, translated
+from streams.topics import connection, reach, refuse_hidden, translated
 
 _POLL_S = 0.5
 
@@ -38,6 +38,7 @@ class Subscription:
             numbers = self._consumer.partitions_for_topic(kafka.scores)
             if not numbers:
                 self._consumer.close()
+                refuse_hidden(kafka, kafka.scores)
                 raise TopicError(
                     f"topic {kafka.scores} does not exist: run `livevalue topics --apply`, or "
                     "set LIVEVALUE_KAFKA__SCORES"

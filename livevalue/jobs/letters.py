@@ -86,6 +86,7 @@ def letters(settings: Settings) -> Iterator[Dead]:
         try:
             known = consumer.partitions_for_topic(kafka.dlq)
             if not known:
+                topics.refuse_hidden(kafka, kafka.dlq)
                 raise Refused(f"there is no topic {kafka.dlq}: `livevalue topics --apply`")
             tps = [TopicPartition(kafka.dlq, p) for p in sorted(known)]
             consumer.assign(tps)

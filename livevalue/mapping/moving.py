@@ -198,6 +198,7 @@ def from_kafka(
         try:
             known = consumer.partitions_for_topic(topic)
             if not known:
+                topics.refuse_hidden(kafka, topic)
                 raise Refused(f"there is no topic {topic} at {kafka.bootstrap}: check --source")
             tps = [TopicPartition(topic, number) for number in sorted(known)]
             if dry_run:

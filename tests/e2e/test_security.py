@@ -1,8 +1,8 @@
 """Nobody gets in, and who is kept out is told why: TLS, logins and permissions on real servers.
 
-Kafka with TLS, SCRAM, PLAIN, client certificates and its StandardAuthorizer; Debian's Redis with
-TLS and ACL. A worker runs under the sample permissions of docs/acl; everything that can be wrong
-between it and its servers is refused with one line that names the setting.
+A worker runs under the sample permissions of docs/acl; everything that can be wrong between it and
+its servers is refused with one line that names the setting. Who may do what, once he is in, is in
+tests.e2e.test_permissions.
 """
 
 from __future__ import annotations
@@ -13,99 +13,32 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from kafka import KafkaAdminClient, KafkaConsumer  # type: ignore[import-untyped]
-from kafka.errors import TopicAuthorizationFailedError  # type: ignore[import-untyped]
-from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
+from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr
 
-from featurestore.errors import FeatureStoreError
-from featurestore.settings import StoreSettings
+from featurestore.errors import FeatureStoreError, StoreUnavailable
+from featurestore.store import StoreInfo
 from streams import topics
 from streams.app import preflight
 from streams.errors import StreamsError
-from streams.settings import KafkaSettings, Settings, WorkerSettings
+from streams.settings import Settings
 from streams.stores import Stores
 from tests.e2e.deployment import ROOT, Deployment, WorkerProcess, environment, send_all, some_events
-from tests.secure.broker import PASSWORDS, SecureKafka
-from tests.secure.cache import SecureRedis, secure_redis
-from tests.secure.certificates import Certificates, make
-from tests.secure.roles import allow, kafka_acls
+from tests.secure.broker import PASSWORDS
+from tests.secure.place import Place, place
+from tests.secure.roles import ACL_FOLDER
+
+__all__ = ["place"]
 
 pytestmark = pytest.mark.long
 
 SECRETS = (*PASSWORDS.values(), "worker-password", "reader-password", "wrong-secret")
 WITHIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Everything that runs for this file."""
-
-    folder: Path
-    certificates: Certificates
-    kafka: SecureKafka
-    redis: SecureRedis
-
-    def log(self, listener: str = "SASL_SSL", **more: Any) -> KafkaSettings:
-        security = "SSL" if listener in ("WRONG", "EXPIRED") else listener
-        plain = {
-            "bootstrap": self.kafka.at(listener),
-            "security": security,
-            "sasl_mechanism": "SCRAM-SHA-512",
-            "username": "worker",
-            "password": SecretStr(PASSWORDS["worker"]),
-            "ca_file": str(self.certificates.authority),
-            "partitions": 2,
-            "session_timeout_s": 6.0,
-            "heartbeat_s": 1.5,
-        }
-        return KafkaSettings.model_validate(plain | more)
-
-    def store(self, url: str = "", **more: Any) -> StoreSettings:
-        plain = {
-            "url": SecretStr(url or self.redis.url()),
-            "ca_file": str(self.certificates.authority),
-            "timeout_s": 3.0,
-        }
-        return StoreSettings.model_validate(plain | more)
-
-    def settings(
-        self, kafka: KafkaSettings | None = None, store: StoreSettings | None = None
-    ) -> Settings:
-        return Settings(
-            kafka=kafka or self.log(),
-            store=store or self.store(),
-            worker=WorkerSettings(clock="log"),
-        )
-
-    @property
-    def root(self) -> Settings:
-        """Settings of a test that may do everything, over the servers' plain ports."""
-        here = {"bootstrap": self.kafka.bootstrap, "security": "PLAINTEXT"}
-        return self.settings(self.log(**here), StoreSettings(url=SecretStr(self.redis.root)))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("sec")
-    certificates = make(folder)
-    with secure_redis(folder, certificates) as cache:
-        kafka = SecureKafka(folder / "kafka", certificates)
-        kafka.start()
-        try:
-            allow(kafka.bootstrap, kafka_acls())
-            here = Place(folder, certificates, kafka, cache)
-            topics.apply(here.root)
-            yield here
-        finally:
-            kafka.stop()
 
 
 def _refusal(settings: Settings) -> str:
@@ -189,6 +122,73 @@ def test_a_worker_under_its_sample_permissions_turns_events_into_scores(place: P
         assert "AuthorizationFailed" not in said
 
 
+def test_a_password_changed_in_its_file_needs_no_restart(place: Place) -> None:
+    secret = place.folder / "changing"
+    sample = (ACL_FOLDER / "redis.acl").read_text()
+    (rules,) = (r.split()[2:] for r in sample.splitlines() if r.startswith("user worker "))
+    root = redis.Redis.from_url(place.redis.root)
+
+    def change(password: str) -> None:
+        kept = [word for word in rules if not word.startswith(">")]
+        root.execute_command("ACL", "SETUSER", "changing", "resetpass", f">{password}", *kept)  # type: ignore[no-untyped-call]
+        secret.write_text(f"{password}\nwhat stands below counts for nothing\n")
+        root.client_kill_filter(user="changing")
+
+    async def look() -> None:
+        stores = Stores(settings)
+
+        async def known() -> list[StoreInfo]:
+            until = time.monotonic() + WITHIN_S
+            while True:
+                try:
+                    return await stores.store().stores()
+                except StoreUnavailable:  # the connection that was cut; a worker tries again
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.05)
+
+        try:
+            for password in ("first-secret", "second-secret"):
+                change(password)
+                assert await known() == []
+        finally:
+            await stores.close()
+
+    root.execute_command("ACL", "SETUSER", "changing")  # type: ignore[no-untyped-call]
+    settings = place.settings(
+        store=place.store(place.redis.url("changing"), password_file=str(secret))
+    )
+    root.flushall()
+    asyncio.run(look())
+    root.close()
+
+
+def test_a_password_that_is_said_wins_over_its_file(place: Place) -> None:
+    missing = "/nowhere"
+    topics.require(place.settings(place.log(password_file=missing)))
+    stores = Stores(place.settings(store=place.store(password_file=missing)))
+
+    async def look() -> None:
+        await stores.store().meta()
+        await stores.close()
+
+    asyncio.run(look())
+
+
+def test_without_an_authority_the_systems_are_trusted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where OpenSSL looks for the system's.
+    monkeypatch.setenv("SSL_CERT_FILE", str(place.certificates.authority))
+    topics.require(place.settings(place.log(ca_file="")))
+    stores = Stores(place.settings(store=place.store(ca_file="")))
+
+    async def look() -> None:
+        await stores.store().meta()
+        await stores.close()
+
+    asyncio.run(look())
+
+
 # ---- everything that can be wrong
 
 
@@ -201,6 +201,7 @@ def test_kafka_refuses_and_names_the_setting(place: Place) -> None:
     wrong: dict[str, Any] = {"password": SecretStr("wrong-secret")}
     nobody: dict[str, Any] = {"username": "nobody", "password": SecretStr(PASSWORDS["nobody"])}
     reader: dict[str, Any] = {"username": "reader", "password": SecretStr(PASSWORDS["reader"])}
+    locked = {"cert_file": str(certificates.client.certificate), "key_file": str(_locked(place))}
     for kafka, says in [
         (place.log(ca_file=str(certificates.other_authority)), "KAFKA__CA_FILE"),
         (place.log(ca_file=""), "KAFKA__CA_FILE"),
@@ -210,6 +211,7 @@ def test_kafka_refuses_and_names_the_setting(place: Place) -> None:
         (place.log("SSL"), "KAFKA__CERT_FILE"),
         (place.log("SSL", **strange), "KAFKA__CERT_FILE"),
         (place.log(cert_file="/nowhere"), "KAFKA__CERT_FILE"),
+        (place.log("SSL", **locked), "passphrase.*KAFKA__CERT_FILE"),
         (place.log(**wrong), "refuses the login.*KAFKA__USERNAME"),
         (place.log(sasl_mechanism="PLAIN", **wrong), "refuses the login.*KAFKA__USERNAME"),
         (place.log(password=SecretStr(""), password_file="/nowhere"), "KAFKA__PASSWORD_FILE"),
@@ -230,6 +232,7 @@ def test_redis_refuses_and_names_the_setting(place: Place) -> None:
         "cert_file": str(certificates.stranger.certificate),
         "key_file": str(certificates.stranger.key),
     }
+    locked = {"cert_file": str(certificates.client.certificate), "key_file": str(_locked(place))}
     plain = f"rediss://localhost:{cache.server.port}"
     for store, says in [
         (place.store(ca_file=str(certificates.other_authority)), "STORE__CA_FILE"),
@@ -242,11 +245,28 @@ def test_redis_refuses_and_names_the_setting(place: Place) -> None:
         (place.store(cache.url("nobody:wrong-secret")), "STORE__URL or .*PASSWORD_FILE"),
         (place.store(cache.url("worker"), password_file="/nowhere"), "STORE__PASSWORD_FILE"),
         (place.store(cache.url("reader:reader-password")), "STORE__URL.*docs/acl/redis.acl"),
+        (place.store(cache.url(port=cache.demanding), **locked), "passphrase.*STORE__CERT_FILE"),
+        (place.store(f"{cache.url(port=cache.wrong)}?ssl_cert_reqs=none"), "not known: ssl_cert"),
+        (place.store(f"{cache.url()}?ssl_check_hostname=false"), "not known: ssl_check"),
         (place.store(plain), "STORE__URL"),
         (place.store(f"redis://localhost:{cache.port}"), "STORE__URL"),
     ]:
         said = _refusal(place.settings(store=store))
         assert _matches(says, said), (says, said)
+
+
+def _locked(place: Place) -> Path:
+    """The client's key under a passphrase."""
+    key = serialization.load_pem_private_key(place.certificates.client.key.read_bytes(), None)
+    path = place.folder / "locked.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"words"),
+        )
+    )
+    return path
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -286,80 +306,3 @@ def test_commands_and_workers_end_with_one_line_and_no_secret(place: Place, brok
     code, said = run("livevalue", "settings")
     assert code == 0
     assert "***" in said
-
-
-# ---- what a role must not do
-
-
-def test_a_reader_reads_values_and_nothing_else(place: Place) -> None:
-    reader = place.log(username="reader", password=SecretStr(PASSWORDS["reader"]))
-    options = topics.connection(reader)
-    consumer = KafkaConsumer(**options, enable_auto_commit=False)
-    try:
-        assert consumer.partitions_for_topic("scores") == {0, 1}
-        assert not consumer.partitions_for_topic("events.purchase")
-    finally:
-        consumer.close()
-    for topic in ("scores", "events.purchase"):
-        _may_not_produce(options, topic)
-    cache = _account(place, "reader")
-    assert cache.get("lv:meta") is not None
-    _refuses(cache, ["SET", "lv:meta", "x"], ["DEL", "lv:meta"], ["GET", "other"])
-    _refuses(cache, ["FCALL", "f", "0"], ["FUNCTION", "LOAD", "x"], ["FLUSHALL"])
-    cache.close()
-
-
-def test_a_worker_touches_only_its_own(place: Place) -> None:
-    options = topics.connection(place.log())
-    for topic in place.log().sources:
-        _may_not_produce(options, topic)
-    cache = _account(place, "worker")
-    _refuses(
-        cache, ["GET", "other"], ["SET", "other", "x"], ["FLUSHALL"], ["FLUSHDB"], ["KEYS", "*"]
-    )
-    _refuses(cache, ["CONFIG", "SET", "maxmemory", "1"], ["ACL", "LIST"], ["SHUTDOWN"])
-    _refuses(cache, ["FUNCTION", "DELETE", "livevalue"], ["REPLICAOF", "NO", "ONE"])
-    cache.close()
-
-
-def test_an_operator_makes_topics_and_deletes_none(place: Place) -> None:
-    operator = place.log(username="operator", password=SecretStr(PASSWORDS["operator"]))
-    settings = place.settings(operator)
-    assert {step.action for step in topics.apply(settings)} == {"keep"}
-    topics.require(settings)
-    admin = KafkaAdminClient(**topics.connection(operator))
-    with pytest.raises(TopicAuthorizationFailedError):
-        admin.delete_topics(["scores"])
-    admin.close()
-    cache = _account(place, "operator")
-    assert cache.info("server")
-    assert cache.config_get("maxmemory-policy")
-    _refuses(cache, ["CONFIG", "SET", "maxmemory", "1"], ["FLUSHALL"], ["ACL", "LIST"])
-    _refuses(cache, ["GET", "other"], ["SHUTDOWN"], ["KEYS", "*"])
-    cache.close()
-
-
-def _account(place: Place, role: str) -> redis.Redis:
-    return redis.Redis(
-        host="localhost",
-        port=place.redis.port,
-        username=role,
-        password=f"{role}-password",
-        ssl=True,
-        ssl_ca_certs=str(place.certificates.authority),
-    )
-
-
-def _refuses(cache: redis.Redis, *commands: list[str]) -> None:
-    for words in commands:
-        with pytest.raises(redis.exceptions.NoPermissionError):
-            cache.execute_command(*words)  # type: ignore[no-untyped-call]
-
-
-def _may_not_produce(options: dict[str, Any], topic: str) -> None:
-    producer = KafkaProducer(**options, max_block_ms=5000, enable_idempotence=False)
-    try:
-        with pytest.raises(TopicAuthorizationFailedError):
-            producer.send(topic, b"x").get(5)
-    finally:
-        producer.close(timeout=2)
