@@ -121,14 +121,14 @@ def staleness(
     check_question(history, question)
     out: list[dict[str, Any]] = []
     for as_of in question.as_of_ms:
-        judge = _Judge(log, history, question, features, sources, as_of, size, progress)
+        after = _Afterwards(log, history, question, features, sources, as_of, size, progress)
         for kind in ("calendar", "event"):
             progress(f"{stamp(as_of)} {kind} rows")
-            out += judge.rows("calendar" if kind == "calendar" else "event", stales)
+            out += after.rows("calendar" if kind == "calendar" else "event", stales)
     return out
 
 
-class _Judge:
+class _Afterwards:
     """Everything after one cut-off: generations of then, asked at later moments."""
 
     def __init__(
