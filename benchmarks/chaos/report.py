@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 from benchmarks.chaos.faults import KINDS
 from benchmarks.chaos.runner import Result
 
 COLUMNS = (
-    *("date", "seed", "records", "faults", "undone", "restarts", "lost", "twice"),
+    *("date", "commit", "seed", "records", "faults", "undone", "restarts", "lost", "twice"),
     *("outputs missing", "outputs twice", "letters missing/twice/wrong of", "other", "replay ≠"),
 )
 
@@ -29,6 +31,7 @@ def row(result: Result, when: datetime | None = None) -> str:
         faults += f", {result.coordinators} coordinator restarted"
     cells = (
         f"{when or datetime.now(UTC):%Y-%m-%d}",
+        commit(),
         result.scenario.seed,
         f"{found.records:,}",
         faults,
@@ -43,6 +46,16 @@ def row(result: Result, when: datetime | None = None) -> str:
         f"{result.different} of {found.users:,}",
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def commit() -> str:
+    """What was run, `-dirty` where it is no commit; `-` without git."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "-"
+    return done.stdout.strip() or "-"
 
 
 def _said(faults: Counter[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.chaos import load
 from benchmarks.chaos.auditor import Audit, read
-from benchmarks.chaos.faults import UNDONE
+from benchmarks.chaos.faults import KINDS, UNDONE
 from benchmarks.chaos.runner import SHORT, Scenario, chaos_settings, run
 from featurestore.columns import NO_TIME
 from featurestore.state import States
@@ -40,6 +40,19 @@ def test_20000_events_survive_six_kills_two_restarts_a_roll_back_and_a_broker_ki
     assert list(result.line())[:6] == [
         *("events", "kills", "lost", "applied_twice", "outputs_missing", "outputs_twice")
     ]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_every_kind_of_fault_has_its_effect_and_is_survived(tmp_path: Path) -> None:
+    told: list[str] = []
+    once = dict.fromkeys(KINDS, 1)
+    scenario = Scenario(
+        *(3_000, 300), seed=31, rate=150, faults=once, pause_s=(0.5, 1.5), deaf_s=15, forks=True
+    )
+    result = run(scenario, tmp_path, told.append)
+    assert result.clean, (result.audit, result.different, told)
+    assert result.done == once
 
 
 @pytest.fixture(scope="module")

@@ -153,12 +153,13 @@ def test_one_user_with_ten_thousand_events_in_the_window_keeps_up_through_kafka(
 def life(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Soaked:
     shape = soaked(_served(stack, "soak.", clock="wall"))
     with Deployment(shape, tmp_path_factory.mktemp("soak")) as deployment:
-        return soak(deployment, seconds=30, rate=400, users=100)
+        return soak(deployment, seconds=180, rate=400, users=100)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
 def test_a_worker_under_load_does_not_grow(life: Soaked) -> None:
-    assert life.events > 10_000
+    assert life.events > 60_000
     assert life.settled_s >= 0, life.line()
     assert life.growth < 0.05, life.line()
     assert life.more_descriptors <= 3, life.line()
