@@ -79,8 +79,8 @@ def builds_active(store: str) -> str:
 def drops_active(store: str, partition: int) -> str:
     """Why the store that serves readers is not dropped."""
     return (
-        f"store {store!r} serves readers of partition {partition}: flip to another store first "
-        "(`livevalue stores flip`)"
+        f"store {store!r} serves readers of partition {partition}, or is about to: flip to another "
+        "store first (`livevalue stores flip`)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,8 @@ def up(
 ) -> None:
     """Kafka and Valkey on this machine until Ctrl-C, with the topics made.
 
-    The data stay in D and are there at the next start. Other commands, started in the same
-    folder, find this stack by D/stack.json.
+    The data stay in D and are there at the next start. Other commands find this stack by
+    D/stack.json: started in the same folder where D is .livevalue, else with LIVEVALUE_DIR=D.
 
     Example:  livevalue up --dir /tmp/trial
     """
@@ -39,7 +40,8 @@ def up(
 
     def ready(found: dict[str, object]) -> None:
         out.say(f"Kafka {found['kafka']}   Valkey {found['redis']}   in {found['dir']}")
-        out.say("Ready. A worker:  livevalue run      Stop: Ctrl-C")
+        where = f"LIVEVALUE_DIR={shlex.quote(str(dir))} " if dir else ""
+        out.say(f"Ready. A worker:  {where}livevalue run      Stop: Ctrl-C")
         out.result({name: found[name] for name in ("kafka", "redis", "pid")})
 
     with stopped_by_signal() as stopped:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from featurestore.backends.checks import drops_active
 from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
 from livevalue.output import Refused
@@ -183,14 +184,19 @@ async def flip(
 
 
 async def drop(settings: Settings, name: str) -> dict[str, Any]:
-    """Delete a store that does not serve; also what is left of one whose drop was cut short."""
+    """Delete a store that serves nowhere and is not about to; also the rest of one half dropped."""
     none = Stale(f"there is no store {name!r}: `livevalue stores ls` shows them")
     if not _is_name(name):
         raise none
     stores = Stores(settings)
     try:
-        known = {info.name for info in await stores.store().stores()}
-        keys = sum([await stores.store(name).drop(p) for p in range(settings.kafka.partitions)])
+        store, partitions = stores.store(), range(settings.kafka.partitions)
+        # Of every partition before the first is touched: a flip may have come as far as one.
+        for p in partitions:
+            if name in (await store.active(p), await store.next(p)):
+                raise Stale(drops_active(name, p))
+        known = {info.name for info in await store.stores()}
+        keys = sum([await stores.store(name).drop(p) for p in partitions])
         # A store that was half dropped is listed no more, but still holds keys.
         if name not in known and not keys:
             raise none

@@ -68,6 +68,14 @@ def test_stores_that_cannot_be_are_refused(stack: Stack, topic_prefix: str, tmp_
         deployment.redis.set("lv:g-left:{1}:s:u1", b"x")
         assert command(deployment, "stores", "drop", "g-left")["keys"] == 1
         assert not deployment.redis.keys("lv:g-left:*")
+        # A flip that has come as far as one partition, or has only been asked for.
+        for word in ("active", "next"):
+            deployment.redis.set("lv:g-half:{0}:s:u1", b"x")
+            deployment.redis.set(f"lv:{{2}}:{word}", "g-half")
+            said = command(deployment, "stores", "drop", "g-half", code=1)["said"]
+            assert "serves readers of partition 2, or is about to" in said
+            assert deployment.redis.get("lv:g-half:{0}:s:u1") == b"x"
+            deployment.redis.delete(f"lv:{{2}}:{word}")
 
 
 def test_backfill_sends_whoever_has_an_archive_to_rebuild(
