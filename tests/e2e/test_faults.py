@@ -32,7 +32,8 @@ def test_20000_events_survive_six_kills_two_restarts_a_roll_back_and_a_broker_ki
     result = run(Scenario(seed=1, rate=600, pause_s=(0.5, 1.5), forks=True), tmp_path, told.append)
     found = result.audit
     assert result.clean, (found, result.different, told)
-    assert found.records >= 20_000 and found.users == 500
+    # Eight are erased at a time; who of the last eight did nothing since is nobody.
+    assert found.records >= 20_000 and 492 <= found.users <= 500
     assert result.done == SHORT == {"kill": 6, "redis": 2, "rollback": 1, "broker": 1}
     assert result.undone[0] >= UNDONE == 1_000
     # The load held what the audit is about.
