@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from featurestore.backends.checks import drops_active
+from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
 from livevalue.output import Refused
@@ -194,7 +195,7 @@ async def drop(settings: Settings, name: str) -> dict[str, Any]:
         # Of every partition before the first is touched: a flip may have come as far as one.
         for p in partitions:
             if name in (await store.active(p), await store.next(p)):
-                raise Stale(drops_active(name, p))
+                raise StoreError(drops_active(name, p))
         known = {info.name for info in await store.stores()}
         keys = sum([await stores.store(name).drop(p) for p in partitions])
         # A store that was half dropped is listed no more, but still holds keys.
