@@ -6,7 +6,6 @@ How one gets in, and what a refusal says, is in tests.e2e.test_security.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -23,15 +22,13 @@ from kafka.errors import TopicAuthorizationFailedError  # type: ignore[import-un
 from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 
 from streams import topics
-from streams.app import preflight
 from streams.errors import StreamsError
-from streams.settings import KafkaSettings, Settings
-from streams.stores import Stores
+from streams.settings import KafkaSettings
 from tests.e2e.deployment import Deployment, WorkerProcess, environment, send_all, some_events
 from tests.e2e.losses import held_cents
 from tests.e2e.replicas import wait_for
 from tests.forks import COMMAND, Fork
-from tests.secure.place import Place, place
+from tests.secure.place import Place, place, start
 from tests.secure.roles import allow, kafka_acls
 
 __all__ = ["place"]
@@ -106,7 +103,7 @@ def test_a_worker_asks_at_its_start_for_everything_it_will_have_to_do(place: Pla
     topics.apply(place.everything(prefix))
     needed = kafka_acls(prefix, ("worker",))
     allow(place.kafka.bootstrap, needed)
-    _start(settings)
+    start(settings)
     for one in needed:
         # Whether a transactional id may be written is not to be asked, only whether it is ours.
         kind = one.resource_pattern.resource_type
@@ -114,26 +111,15 @@ def test_a_worker_asks_at_its_start_for_everything_it_will_have_to_do(place: Pla
         taken = taken if kind == ResourceType.TRANSACTIONAL_ID else [one]
         if len(taken) > 1:
             _take_away(place, [p for p in taken if p.operation.name == "WRITE"])
-            _start(settings)
+            start(settings)
         _take_away(place, taken)
         with pytest.raises(StreamsError) as caught:
-            _start(settings)
+            start(settings)
         said = str(caught.value)
         assert one.resource_pattern.resource_name in said, (one, said)
         assert "LIVEVALUE_KAFKA__USERNAME" in said
         allow(place.kafka.bootstrap, taken)
-    _start(settings)
-
-
-def _start(settings: Settings) -> None:
-    async def begin() -> None:
-        stores = Stores(settings)
-        try:
-            await preflight(settings, stores)
-        finally:
-            await stores.close()
-
-    asyncio.run(begin())
+    start(settings)
 
 
 # ---- reader

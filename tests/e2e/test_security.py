@@ -24,13 +24,12 @@ from pydantic import SecretStr
 from featurestore.errors import FeatureStoreError, StoreUnavailable
 from featurestore.store import StoreInfo
 from streams import topics
-from streams.app import preflight
 from streams.errors import StreamsError
 from streams.settings import Settings
 from streams.stores import Stores
 from tests.e2e.deployment import ROOT, Deployment, WorkerProcess, environment, send_all, some_events
 from tests.secure.broker import PASSWORDS
-from tests.secure.place import Place, place
+from tests.secure.place import Place, place, start
 from tests.secure.roles import ACL_FOLDER
 
 __all__ = ["place"]
@@ -43,17 +42,9 @@ WITHIN_S = 10.0
 
 def _refusal(settings: Settings) -> str:
     """What a worker of these settings says at its start; it must not begin."""
-
-    async def begin() -> None:
-        stores = Stores(settings)
-        try:
-            await preflight(settings, stores)
-        finally:
-            await stores.close()
-
     began = time.monotonic()
     with pytest.raises((StreamsError, FeatureStoreError)) as caught:
-        asyncio.run(begin())
+        start(settings)
     said = str(caught.value)
     assert time.monotonic() - began < WITHIN_S
     assert "\n" not in said

@@ -6,6 +6,7 @@ TLS and ACL. `place` is a fixture: about six seconds to start.
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from pydantic import SecretStr
 
 from featurestore.settings import StoreSettings
 from streams import topics
+from streams.app import preflight
 from streams.settings import KafkaSettings, Settings, WorkerSettings
+from streams.stores import Stores
 from tests.e2e.deployment import Deployment
 from tests.secure.broker import PASSWORDS, SecureKafka
 from tests.secure.cache import SecureRedis, secure_redis
@@ -125,3 +128,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield here
         finally:
             kafka.stop()
+
+
+def start(settings: Settings) -> None:
+    """What a worker asks of Kafka and Redis before it begins; raises what it would end with."""
+
+    async def begin() -> None:
+        stores = Stores(settings)
+        try:
+            await preflight(settings, stores)
+        finally:
+            await stores.close()
+
+    asyncio.run(begin())

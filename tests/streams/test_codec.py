@@ -1,312 +1,34 @@
-"""The codec: both paths equal over nasty records, and each promise of its text."""
+"""The codec: each promise of its text, held on both paths."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from featurestore.columns import EVENT, NO_ID, STEPS, Erase
-from featurestore.events import TYPES, action_code, category_code, target_code, word_codes
+from featurestore.events import action_code, category_code, target_code, word_codes
 from featurestore.partitioner import partition
-from featurestore.settings import DatedRate, FeatureSettings, ValueRule, ValueSettings
-from streams.codec import Codec, Decoded, merge
+from featurestore.settings import FeatureSettings
+from streams.codec import Codec, merge
 from streams.columns import content
 from streams.deadletter import ORIGIN, Reason
 from streams.settings import KafkaSettings, Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record without a broker: the codec takes anything of this shape."""
-
-    key: bytes | None
-    value: bytes | None
-    offset: int = 0
-    timestamp: int = 1_315_656_000_000
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-
-ONE = KafkaSettings(partitions=1)
-BROWSE, PURCHASE, INTERACTION = 0, 1, 2
-RULES = ValueSettings(
-    currency="GBP",
-    rules=(
-        ValueRule(type="purchase", weight=Decimal("0.3")),
-        ValueRule(type="interaction", action="play", field="duration_ms", weight=Decimal("0.001")),
-        ValueRule(type="interaction", action="share", field="one"),
-        ValueRule(type="interaction", field="rating"),
-        ValueRule(type="browse", field="dwell_ms"),
-    ),
-    rates=(DatedRate(currency="EUR", since="2011-01-01", rate=Decimal("0.85")),),
+from tests.streams.coded import (
+    BROWSE,
+    CODECS,
+    INTERACTION,
+    ONE,
+    PURCHASE,
+    RULES,
+    Record,
+    decode,
+    event,
+    purchase,
+    reason,
 )
-CODECS = [
-    Codec(Settings(kafka=ONE)),
-    Codec(Settings(kafka=KafkaSettings(partitions=3, mixed="events"), value=RULES)),
-    Codec(
-        Settings(
-            kafka=KafkaSettings(partitions=2, partitioner="fnv1a"),
-            value=RULES,
-            features=FeatureSettings(derive_ids=True, social=True, interests=True),
-        )
-    ),
-    Codec(Settings(kafka=ONE, value=ValueSettings(kind="count", currency="points", rules=()))),
-]
-
-
-def event(**fields: Any) -> bytes:
-    base = {"event_id": "e1", "user_id": "ada", "event_time": "2011-09-10T12:00:00Z"}
-    return json.dumps(base | fields).encode()
-
-
-def purchase(**fields: Any) -> Record:
-    return Record(b"ada", event(**{"amount": "12.50"} | fields))
-
-
-def decode(*records: Record, source: int = PURCHASE, codec: Codec = CODECS[0]) -> Decoded:
-    """Decode on both paths, which must agree."""
-    fast = codec.decode(source, 0, records)
-    same(fast, codec.decode_slow(source, 0, records))
-    return fast
-
-
-def same(fast: Decoded, slow: Decoded) -> None:
-    assert fast.rejected == slow.rejected
-    assert fast.no_id == slow.no_id
-    a, b = fast.batch, slow.batch
-    assert a.users == b.users
-    assert a.user.tolist() == b.user.tolist()
-    assert a.events.tobytes() == b.events.tobytes()
-    assert a.offset.tolist() == b.offset.tolist()
-    assert a.log_ms.tolist() == b.log_ms.tolist()
-    assert a.erases == b.erases
-    assert a.event_id == b.event_id
-    assert a.target == b.target
-
-
-def reason(record: Record, source: int = PURCHASE) -> Reason:
-    decoded = decode(record, source=source)
-    assert decoded.batch.size == 0
-    (rejected,) = decoded.rejected
-    assert 0 < len(rejected.detail) <= 200
-    rejected.detail.encode()
-    return rejected.reason
-
-
-# ---- equality of both paths ----------------------------------------------------------------
-
-NUMBERS = st.one_of(
-    st.integers(-(10**25), 10**25).map(str),
-    st.from_regex(r"-?(0|[1-9][0-9]{0,8})\.[0-9]{1,30}", fullmatch=True),
-    st.sampled_from(
-        [
-            "0",
-            "-0",
-            "-0.0",
-            "1e999",
-            "-1e999",
-            "1e-999",
-            "NaN",
-            "Infinity",
-            "-Infinity",
-            "01",
-            "1.",
-            "9" * 10000,
-            "9007199254740991",
-            "9007199254740992",
-            "253402300799999",
-            "253402300800000",
-            "-62135596800000",
-            "-62135596800001",
-            "1E2",
-            "1.0",
-            ".5",
-            "+1",
-        ]
-    ),
-)
-TIMES = st.sampled_from(
-    [
-        '"2011-09-10T12:00:00Z"',
-        '"2011-09-10T12:00:00.123Z"',
-        '"2011-09-10t12:00:00z"',
-        "0",
-        "-1",
-        '"0000-01-01T00:00:00Z"',
-        '"0001-01-01T00:00:00Z"',
-        '"9999-12-31T23:59:59.9999Z"',
-        '"9999-12-31T23:59:59-01:00"',
-        '"1969-12-31T23:59:59.9999999Z"',
-        '"2011-02-29T00:00:00Z"',
-        '"2011-09-10T12:00:00"',
-        '"2011-09-10 12:00:00+05:30"',
-        '"2011-09-10T12:00:60Z"',
-        "true",
-        '"2011-09-10T24:00:00Z"',
-        '"2011-09-10T12:00:00,5Z"',
-        "null",
-        "1.5",
-        '"1315656000000"',
-        '""',
-        '"２011-09-10T12:00:00Z"',
-        '"2011-09-10T12:00:0１Z"',
-    ]
-)
-STRINGS = st.one_of(
-    st.text(max_size=20).map(json.dumps),
-    st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)),
-    st.sampled_from(
-        [
-            '"\\ud800"',
-            '"\\ud83d\\ude00"',
-            '"\\x"',
-            '"\\u12"',
-            '"a\tb"',
-            '"\\u0000"',
-            '"',
-            '""',
-            '"' + "a" * 128 + '"',
-            '"' + "a" * 129 + '"',
-            '"' + "😀" * 257 + '"',
-        ]
-    ),
-)
-JUNK = st.one_of(
-    NUMBERS,
-    STRINGS,
-    st.sampled_from(
-        [
-            "null",
-            "true",
-            "false",
-            "{}",
-            "[]",
-            '{"a":{"b":[1,2,{"c":null}]}}',
-            "[1,]",
-            '{"a":1,}',
-            "[" * 101 + "]" * 101,
-            "[" * 98 + "]" * 98,
-            "[" * 100000,
-            '{"a":' * 5000,
-            '[{"item_id":"i","quantity":2,"price":"1.5"}]',
-            '[{"price":true}]',
-            '[{"price":1e999}]',
-            '[{"quantity":"x"}]',
-            '[{"item_id":5}]',
-            "[null]",
-            '[{"price":null,"x":1}]',
-        ]
-    ),
-)
-OF_FIELD: dict[str, st.SearchStrategy[str]] = {
-    "user_id": st.one_of(st.just('"ada"'), STRINGS, JUNK),
-    "event_time": st.one_of(TIMES, NUMBERS),
-    "amount": st.one_of(NUMBERS, NUMBERS.map(lambda n: f'"{n}"'), JUNK),
-    "currency": st.sampled_from(
-        ['"GBP"', '"EUR"', '"USD"', '"gbp"', '"A1B"', '"EURO"', '"points"', '"GBP\\n"', "null", "1"]
-    ),
-    "type": st.one_of(st.sampled_from([f'"{t}"' for t in TYPES] + ['"erase"', "null", "1"])),
-    "action": st.one_of(st.sampled_from(['"cart_add"', '"play"', '"share"', '"my own"']), JUNK),
-}
-NAMES = (
-    *("event_id", "item_id", "category", "page", "query", "dwell_ms", "order_id", "items"),
-    *("target_user_id", "rating", "duration_ms", "text", "properties", "unheard_of"),
-)
-
-
-@st.composite
-def values(draw: st.DrawFn) -> bytes:
-    """JSON objects near the contract: mostly right fields, some nasty, some twice."""
-    pairs = [("user_id", '"ada"'), ("event_time", draw(TIMES))]
-    pairs += draw(st.sampled_from([[], [("amount", '"1.50"')], [("amount", "2.5e1")]]))
-    pairs += draw(st.sampled_from([[], [("action", '"play"')], [("action", '"rate"')]]))
-    pairs += draw(st.sampled_from([[], [("type", '"purchase"')], [("type", '"interaction"')]]))
-    for _ in range(draw(st.integers(0, 4))):
-        name = draw(st.sampled_from([*OF_FIELD, *NAMES]))
-        pairs.append((name, draw(OF_FIELD.get(name, JUNK))))
-    pairs = draw(st.permutations(pairs))
-    body = ",".join(f'"{name}":{value}' for name, value in pairs)
-    text = f"{{{body}}}"
-    return draw(st.sampled_from([text, f" {text}\n", f"\ufeff{text}", f"{text}x"])).encode(
-        errors="surrogatepass"
-    )
-
-
-HEADERS = st.sampled_from(
-    [
-        (),
-        (("trace", b"1"),),
-        (
-            ("ce_specversion", b"1.0"),
-            ("ce_id", b"7"),
-            ("ce_source", b"s"),
-            ("ce_type", b"a.browse"),
-        ),
-        (("content-type", b"application/cloudevents+json"),),
-        (("CE_specversion", b"1.0"), ("ce_time", b"\xff")),
-    ]
-)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.one_of(st.just(b"ada"), st.sampled_from([None, b"", b"bob", b"\xff", b"a" * 300])),
-            st.one_of(values(), st.binary(max_size=30), st.none()),
-            HEADERS,
-        ),
-        min_size=1,
-        max_size=40,
-    ),
-    st.sampled_from(range(len(CODECS))),
-    st.integers(0, 2),
-)
-def test_both_paths_say_the_same_of_whatever_comes(
-    rows: list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]],
-    which: int,
-    source: int,
-) -> None:
-    codec = CODECS[which]
-    source = 0 if which == 1 else source
-    records = [Record(k, v, at * 3, 1000 + at, h) for at, (k, v, h) in enumerate(rows)]
-    for _ in range(2):  # again, with warm caches
-        fast, slow = codec.decode(source, 0, records), codec.decode_slow(source, 0, records)
-        same(fast, slow)
-    assert not [one for one in fast.rejected if one.reason == Reason.UNREADABLE]
-    handled = fast.batch.size + len(fast.batch.erases) + len(fast.rejected)
-    assert handled == len(records)
-    if len(records) <= 16:
-        assert fast.unknown_fields == slow.unknown_fields
-
-
-@given(st.data())
-def test_a_mostly_right_event_is_mostly_taken_and_equal(data: st.DataObject) -> None:
-    source = data.draw(st.integers(0, 2))
-    fields: dict[str, Any] = {
-        "user_id": data.draw(st.text(min_size=1, max_size=20)),
-        "event_time": data.draw(st.integers(-(10**13), 10**14)),
-        "event_id": data.draw(st.none() | st.text(min_size=1, max_size=9)),
-        "category": data.draw(st.none() | st.text(max_size=9)),
-        "properties": data.draw(st.none() | st.dictionaries(st.text(), st.integers())),
-        "action": data.draw(st.text(min_size=1, max_size=9)),
-        "amount": str(data.draw(st.decimals(-(10**9), 10**9, places=8))),
-        "rating": data.draw(st.none() | st.integers(0, 5)),
-    }
-    value = json.dumps(fields, ensure_ascii=data.draw(st.booleans())).encode()
-    record = Record(fields["user_id"].encode(), value)
-    decoded = decode(record, source=source)
-    assert decoded.rejected == []
-    assert decoded.batch.events["time_ms"].tolist() == [fields["event_time"]]
-
-
-# ---- the promises --------------------------------------------------------------------------
 
 
 def test_a_purchase_becomes_one_row() -> None:
@@ -629,12 +351,3 @@ def test_merging_sources_keeps_each_ones_order_and_one_row_a_user() -> None:
 def test_a_batch_of_nothing_is_a_batch() -> None:
     decoded = decode()
     assert (decoded.batch.size, decoded.batch.users) == (0, [])
-
-
-@given(st.lists(st.integers(0, 5), max_size=8))
-@example([])
-def test_an_empty_cache_changes_nothing(amounts: Sequence[int]) -> None:
-    records = [purchase(amount=str(a), category=f"c{a}") for a in amounts]
-    fresh = Codec(Settings(kafka=ONE)).decode(PURCHASE, 0, records)
-    warm = CODECS[0].decode(PURCHASE, 0, records)
-    assert np.array_equal(fresh.batch.events, warm.batch.events)

@@ -15,7 +15,7 @@ import pytest
 from streams.deadletter import Reason
 from tests.parity.bad import Bad, corpus, mutants
 from tests.parity.nasty import START_MS
-from tests.streams.test_codec import CODECS, Record, same
+from tests.streams.coded import CODECS, Record, same
 
 EACH = 3000  # mutants for each of the four codecs
 
