@@ -17,8 +17,8 @@ from featurestore.state import States
 from featurestore.vector import TOKENS, encode
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
-from scoring.training.carries import carry_rows
 from scoring.training.examples import Examples, Log, build, rolling_cutoffs
+from tests.scoring.carried import carry_rows
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, cutoff_days, shop
 from tests.scoring.test_scorer import OFFSET, live
 from tests.scoring.tiny import HORIZONS_S, tiny

@@ -25,11 +25,11 @@ from scoring.interface import Floats  # noqa: E402
 from scoring.judging import metrics  # noqa: E402
 from scoring.settings import Loss, Optimizer, TrainingSettings  # noqa: E402
 from scoring.training import loop  # noqa: E402
-from scoring.training.carries import carry_rows  # noqa: E402
 from scoring.training.examples import Examples, build  # noqa: E402
 from scoring.training.splits import newest  # noqa: E402
 from scoring.zoo import NETS, gru_net, mlp  # noqa: E402
 from scoring.zoo.nets import Form, Frame, Net, Scaling  # noqa: E402
+from tests.scoring.carried import carry_rows  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cutoff_days, shop  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
 

@@ -23,10 +23,10 @@ from scoring.judging import metrics  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from scoring.training import loop  # noqa: E402
-from scoring.training.carries import carry_rows  # noqa: E402
 from scoring.training.examples import Examples, build  # noqa: E402
 from scoring.training.loop import generation  # noqa: E402
 from scoring.training.splits import held_out, newest  # noqa: E402
+from tests.scoring.carried import carry_rows  # noqa: E402
 from tests.scoring.shoplog import START_MS, batches, cdnow, cutoff_days, shop  # noqa: E402
 from tests.scoring.test_scorer import live  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
