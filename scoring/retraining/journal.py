@@ -23,7 +23,7 @@ from scoring.errors import ScoringError
 try:
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
     from optuna.trial import TrialState
 except ImportError as error:
     raise ScoringError(
@@ -78,6 +78,20 @@ class Journal:
             f"the journal {self.path} holds a search {what}: name another --journal, or delete it"
             " to begin anew"
         )
+
+
+class _OursAlone(JournalFileSymlinkLock):
+    """No lock: `opened` holds the one that keeps other processes out.
+
+    Optuna's own is a link beside the journal. Ctrl-C between its making and the block that takes it
+    away leaves it there, as does kill -9, and who writes next waits 30 seconds (optuna 5.0).
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 @contextmanager
@@ -136,7 +150,7 @@ def _loaded(path: Path) -> optuna.Study:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            storage = JournalStorage(JournalFileBackend(str(path), _OursAlone(str(path))))
         return optuna.create_study(
             storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
         )

@@ -196,6 +196,15 @@ def test_one_process_at_a_time_writes_a_journal(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_search_left_beside_its_journal_holds_nobody_up(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    left = tmp_path / "journal.lock"  # Optuna's own, waited for and taken away after 30 s
+    left.symlink_to(journal)
+    with opened(journal) as held:
+        held.hold({"log": "a", "settings": "b", "space": "c"}, {"until_ms": 1})
+    assert left.is_symlink()
+
+
 def grown(shown: Callable[[], Log], later: Callable[[], Log]) -> Callable[[], Log]:
     """A live log: shown once as it was, from then on with what has come since."""
     calls = iter([shown])
