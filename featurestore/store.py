@@ -177,6 +177,15 @@ class FeatureStore(Protocol):
         """
         ...
 
+    async def scan_documents(
+        self, partition: int, cursor: str, limit: int
+    ) -> tuple[list[str], str]:
+        """User ids that have a document, in pages as `scan` gives them.
+
+        After a flip some may be of users of whom this store knows nothing.
+        """
+        ...
+
     async def active(self, partition: int) -> str | None:
         """Name of the store that serves readers of this partition."""
         ...

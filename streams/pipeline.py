@@ -258,7 +258,7 @@ class Pipeline:
         rows = np.flatnonzero(known)
         causes = [Cause(cause, None, None, None, None)] * len(rows)
         writes = self._writes(held, rows, seq, causes, as_of_ms)
-        # A user without a single event left was erased: say so again.
+        # A user without a single event left was erased, or is of another store: say so again.
         writes += self._wipes(held, np.flatnonzero(~known), keep_state=loaded.states)
         return await self._commit(partition, token, before, watermark, writes, [], cap=False)
 
@@ -354,15 +354,11 @@ class Pipeline:
         rows: npt.NDArray[np.intp],
         keep_state: Sequence[bytes | None] | None = None,
     ) -> list[Write]:
-        """Writes of erased users: the marker stays, the document goes."""
+        """Writes of erased users: the marker stays, where there is one; the document goes."""
         if not len(rows):
             return []
         if keep_state is not None:
-            return [
-                Write(users.states.users[r], keep_state[r] or b"", b"")
-                for r in rows
-                if keep_state[r] is not None
-            ]
+            return [Write(users.states.users[r], keep_state[r] or b"", b"") for r in rows]
         states = users.states.select(rows)
         empty = self.scorer.start(len(rows))
         scores = self.scorer.pack(empty, empty, self.scorer.no_last(len(rows)), states.has_tail())

@@ -3,9 +3,10 @@
 For each page of users, read atomically with the watermark they belong to, the log is replayed up
 to exactly that watermark into a scratch store, and user by user the two are compared: exact
 fields (identities, counts, money) bit by bit, features, carries and documents within the
-tolerances that `TOLERANCES` states. Users of whom only the log knows are different too. The store
-may move meanwhile: every page has its own watermark, and the replay only ever goes forward; a
-document that was written after its user's state was read is looked at again.
+tolerances that `TOLERANCES` states. Users of whom only the log knows are different too, and so is a
+document of somebody of whom neither knows. The store may move meanwhile: every page has its own
+watermark, and the replay only ever goes forward; a document that was written after its user's state
+was read is looked at again.
 
 The exceptions of law 4 are named, not hidden (`EXCEPTIONS`): users of whom something depends on how
 far one topic was read ahead of another. The state says of each whether it can be one. Excused is
@@ -109,6 +110,8 @@ async def verify(
                     progress(found.users)
             if sample is None:
                 await one.compare(await one.unknown_to_store())
+                async for page in one.documents_of_others():
+                    await one.compare(page)
     return found
 
 
@@ -159,7 +162,20 @@ class _Partition:
             page, cursor = await self._mirror.store.scan(self._partition, cursor, _PAGE)
             users += [user for user in page if user not in self._seen]
             if not cursor:
+                self._seen.update(users)
                 return users
+
+    async def documents_of_others(self) -> AsyncIterator[list[str]]:
+        """Users with a document whom neither walk has met: new, or of nothing that is known."""
+        cursor = ""
+        while True:
+            page, cursor = await self._store.scan_documents(self._partition, cursor, _PAGE)
+            page = [user for user in dict.fromkeys(page) if user not in self._seen]
+            self._seen.update(page)
+            if page:
+                yield page
+            if not cursor:
+                return
 
     async def compare(self, users: Sequence[str]) -> None:
         """Compare these users; those whose document moves on meanwhile are read again."""
@@ -185,6 +201,8 @@ class _Partition:
                 both.append((user, split(a), split(b), document))
             elif a is not None or b is not None:
                 self._found.add(p, user, ["only in the store" if a else "only in the log"])
+            elif document is not None:
+                self._found.add(p, user, ["a document of nobody"])
         if not both:
             return []
         return _Pages(self._settings, self._mirror, self._found, p).compare(both, last=last)

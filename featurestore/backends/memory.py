@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -193,10 +193,12 @@ class MemoryStore:
         return [user for _, user in ready[:limit]]
 
     async def scan(self, partition: int, cursor: str, limit: int) -> tuple[list[str], str]:
-        users = sorted(self._fold(partition).states)
-        start = int(cursor or 0)
-        end = start + max(1, limit)
-        return users[start:end], str(end) if end < len(users) else ""
+        return _page(self._fold(partition).states, cursor, limit)
+
+    async def scan_documents(
+        self, partition: int, cursor: str, limit: int
+    ) -> tuple[list[str], str]:
+        return _page(self.backing.partition(partition).documents, cursor, limit)
 
     async def active(self, partition: int) -> str | None:
         return self.backing.partition(partition).active
@@ -314,6 +316,13 @@ class MemoryStore:
 
     async def close(self) -> None:
         """Nothing to close; what the backing holds stays."""
+
+
+def _page(users: Iterable[str], cursor: str, limit: int) -> tuple[list[str], str]:
+    """Users after `cursor`, so that what goes meanwhile hides nobody."""
+    rest = sorted(user for user in users if user > cursor)
+    page = rest[: max(1, limit)]
+    return page, page[-1] if len(page) < len(rest) else ""
 
 
 def _put(place: dict[str, _V], user: str, value: _V | None) -> None:

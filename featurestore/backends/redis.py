@@ -331,11 +331,21 @@ class RedisStore:
         return [user.decode() for user in ready]
 
     async def scan(self, partition: int, cursor: str, limit: int) -> tuple[list[str], str]:
-        head = len(self._own(partition, "s:"))
+        return await self._users(partition, self._own(partition, "s:"), cursor, limit)
+
+    async def scan_documents(
+        self, partition: int, cursor: str, limit: int
+    ) -> tuple[list[str], str]:
+        return await self._users(partition, self._of(partition, "v:"), cursor, limit)
+
+    async def _users(
+        self, partition: int, start: bytes, cursor: str, limit: int
+    ) -> tuple[list[str], str]:
+        """A page of the users whose keys begin with `start`."""
         at, users = cursor.encode() or b"0", dict[str, None]()
         while True:
-            at, found = await self._scan(partition, self._own(partition, "s:"), at, max(limit, 1))
-            users.update((key[head:].decode(), None) for key in found)
+            at, found = await self._scan(partition, start, at, max(limit, 1))
+            users.update((key[len(start) :].decode(), None) for key in found)
             if at == b"0" or len(users) >= limit:
                 return list(users), "" if at == b"0" else at.decode()
 

@@ -231,6 +231,30 @@ async def test_a_scan_pages_through_every_user_once(deployment: Deployment) -> N
     assert pages > 5
 
 
+async def test_whoever_has_a_document_is_found_by_the_store_that_does_not_know_him(
+    deployment: Deployment,
+) -> None:
+    store = deployment.open()
+    claim = await store.claim(0)
+    users = {f"user {i}" for i in range(1234)}
+    before = await commit(store, claim, None, *(write(u) for u in users), write("gone"))
+    gone = replace(write("gone"), document=b"")
+    last = await commit(store, claim, before, gone)
+    aside = deployment.open("aside")
+    seen: set[str] = set()
+    cursor = ""
+    while True:
+        page, cursor = await aside.scan_documents(0, cursor, 100)
+        seen.update(page)
+        # What goes on the way hides nobody who stays.
+        wipes = [Write(user, b"", b"") for user in page[:10] if user in users]
+        last = await commit(store, claim, last, *wipes)
+        if not cursor:
+            break
+    assert seen == users
+    assert (await aside.scan(0, "", 10)) == ([], "")
+
+
 META = Meta(
     schema=1,
     partitions=8,

@@ -219,8 +219,12 @@ class Owning:
         backwards = 0
         highest: dict[str, int] = {}
         for record in await self.scores():
-            assert record.key is not None and record.value is not None
-            user, revision = record.key.decode(), json.loads(record.value)["revision"]
+            assert record.key is not None
+            user = record.key.decode()
+            if record.value is None:
+                last.pop(user, None)
+                continue
+            revision = json.loads(record.value)["revision"]
             seen[user, revision] += 1
             backwards += revision < highest.get(user, 0)
             highest[user] = max(revision, highest.get(user, 0))
@@ -228,8 +232,9 @@ class Owning:
         wrong = differ = 0
         for user, count in self.sent.items():
             held = await self.store.document(0, user)
-            differ += held is None or held != last.get(user)
+            differ += held is None or held != last.pop(user, None)
             wrong += held is None or json.loads(held)["history"]["orders"] != count
+        differ += len(last)  # of users of whom the log knows nothing
         return {
             "twice": sum(n - 1 for n in seen.values()),
             "backwards": backwards,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ from featurestore.errors import StoreError
 from featurestore.store import Claim, Commit, CommitOutcome
 from livevalue.embedded import Stack
 from scoring.generation import Generation, prior
-from streams import topics
-from streams.backfill import backfill_kafka, builder
+from streams import sweep, topics
+from streams.backfill import backfill_files, backfill_kafka, builder
 from streams.delivery import RawRecord
 from streams.gap import LogReader
+from streams.log import FileLog
 from streams.replay import digest_of
 from streams.topics import log_id
-from tests.streams.owning import CLEAN, Owning, one_partition
+from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
 
 @pytest.fixture
@@ -75,6 +77,52 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     await owning.until_swept(published + 40)
     assert await owning.audit() == CLEAN
     assert not owner.halted
+
+
+async def test_a_flip_back_takes_away_what_the_other_store_alone_has_said(
+    owning: Owning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "PAGE", 25)  # several pages of each walk
+    stores = {"main": owning.store}
+
+    async def find(name: str) -> Generation:
+        return prior(owning.settings.model)
+
+    owning.follow(stores.__getitem__, find)
+    owner = owning.own()
+    await owning.send(80)
+    await owning.settle()
+    # The other store has a base of files with users of whom the log knows nothing.
+    old = tmp_path / "old.jsonl"
+    strangers = [f"old{n}" for n in range(60)]
+    old.write_text("".join(purchase_line(user) for user in strangers))
+    stores["aside"] = aside = MemoryStore("aside", owning.backing)
+    pipeline = builder(aside, owning.settings, prior(owning.settings.model))
+    await backfill_files(pipeline, FileLog([old], owning.settings), [old], START_MS)
+    await build_aside(owning, "aside")
+    published = len(await owning.scores())
+
+    await owning.store.set_next(0, "aside")
+    await owning.until(lambda: owning.backing.partition(0).active == "aside")
+    await owning.until_swept(published + 40 + 60)
+    assert len(await owning.store.top(0, 1000)) == 40 + 60
+    assert await aside.document(0, "old7") is not None
+
+    await aside.set_next(0, "main")
+    await owning.until(lambda: owning.backing.partition(0).active == "main")
+    said = owning.backing.partition(0).documents
+    await owning.until(lambda: not said.keys() & set(strangers))
+    await owning.settle()
+    assert len(await owning.store.top(0, 1000)) == 40
+    # Readers of the topic are told, too, and nobody else lost anything.
+    assert await owning.audit() == CLEAN
+    assert not owner.halted
+
+
+def purchase_line(user: str) -> str:
+    """One order of a user before anything was sent."""
+    event = {"type": "purchase", "event_id": user, "user_id": user, "amount": "3"}
+    return json.dumps({**event, "event_time": START_MS - 86_400_000}) + "\n"
 
 
 async def test_an_end_told_while_a_claim_asks_for_it_is_not_forgotten(

@@ -63,6 +63,7 @@ def test_every_kind_of_damage_is_found_and_named(
         rows.set("user-9", json.dumps(document).encode(), "document")
         rows.delete("user-10", "document")
         rows.set("nobody", rows.get("user-11"))
+        rows.set("stranger", rows.get("user-11", "document"), "document")
 
         found = verified(settings)
         assert not any(found["excepted"].values())
@@ -74,6 +75,7 @@ def test_every_kind_of_damage_is_found_and_named(
         assert differs.pop("user-9") == [".values.d30.p90"]
         assert differs.pop("user-10") == ["document"]
         assert differs.pop("nobody") == ["only in the store"]
+        assert differs.pop("stranger") == ["a document of nobody"]
         assert not differs
         assert len(rows.get("user-6")) != 0
         assert score != other
