@@ -138,15 +138,15 @@ class LogReader:
                 left.popleft()
         return found
 
-    async def last(self, tp: TopicPartition) -> RawRecord | None:
-        """The last committed record of a partition, None where it holds none.
+    async def last(self, tp: TopicPartition, before: int | None = None) -> RawRecord | None:
+        """The last committed record of a partition (before an offset), None where it holds none.
 
         The end is asked for first: whoever has fenced the writers before knows that nothing
         open stands before it. Markers and compaction leave stretches without a record, so the
         search goes back in growing steps down to the start of the log.
         """
         found = (await self.bounds([tp]))[tp]
-        high, step = found.end, 64
+        high, step = found.end if before is None else min(before, found.end), 64
         while high > found.start:
             low = max(found.start, high - step)
             position, newest = low, None

@@ -290,10 +290,11 @@ class Recovery:
             if plan.watermark is None:
                 return plan
             identity = Identity(plan.watermark.identity.seq, token)
+            marks = await self._marks(partition, plan.watermark)
             outcome = await store.reset(
                 partition,
                 token,
-                replace(plan.watermark, identity=identity),
+                replace(plan.watermark, identity=identity, marks=marks),
                 wipe=wipes,
                 published=plan.published,
             )
@@ -303,6 +304,21 @@ class Recovery:
         raise Refused(
             f"a worker keeps claiming partition {partition}: stop the workers, then run this again"
         )
+
+    async def _marks(self, partition: int, mark: Watermark) -> tuple[str, ...]:
+        """What stands before each position, so that a log that is cut again is told from this one.
+
+        A worker says it only with what it folds next, which a quiet topic may let wait for days.
+        """
+        names = self.settings.kafka.sources
+        marks = list(mark.marks or ("",) * len(names))
+        for s, topic in enumerate(names):
+            if not marks[s]:
+                record = await self._reader.last(
+                    TopicPartition(topic, partition), before=mark.positions[s]
+                )
+                marks[s] = record_mark(record) if record else ""
+        return tuple(marks)
 
     async def _fence(self, partition: int, store: FeatureStore, token: str) -> Published | None:
         """What was published last, by writers that can publish no more."""

@@ -139,6 +139,32 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     }
 
 
+def test_a_log_that_is_cut_again_before_a_worker_follows_it_is_told_from_the_one_adopted(
+    deployment: Deployment,
+) -> None:
+    send_all(deployment, list(some_events(300, 20)))
+    worker = deployment.start()
+    deployment.settle()
+    assert worker.stop() == 0
+    # As if the log had been cut: the store believes that there was more of one topic.
+    row = "lv:main:{0}:wm"
+    ends = [deployment.ends()[0, s] for s in range(3)]
+    deployment.redis.hset(row, "positions", f"{ends[0]},{ends[1] + 9},{ends[2]}")
+    assert [r["changes"] for r in recover(deployment, "adopt")] == [True, False]
+    mark = deployment.watermarks()[0]
+    assert mark["positions"] == ",".join(map(str, ends))
+    before = [r for r in deployment.read(deployment.sources[1]) if r.partition == 0][-1]
+    assert json.loads(mark["marks"])[1].startswith(f"{before.offset}:")
+    # Cut again and written on, while nobody looks: another record stands there now.
+    marks = json.loads(mark["marks"])
+    marks[1] = f"{before.offset}:{'0' * 16}"
+    deployment.redis.hset(row, "marks", json.dumps(marks))
+    worker = deployment.start("after")
+    until(lambda: 0 in halted(worker), 30)
+    at = f"{deployment.sources[1]}/0 holds another record at offset {before.offset}"
+    assert at in halted(worker)[0]
+
+
 def test_adopt_goes_back_to_where_the_log_was_cut_however_far_it_has_grown_since() -> None:
     settings = Settings(kafka=KafkaSettings(mixed="events", partitions=1))
     for end in (90, 95, 300):
