@@ -64,17 +64,22 @@ def test_what_retention_took_unread_halts_its_partition_alone_and_is_never_skipp
     worker = deployment.start(LIVEVALUE_WORKER__METRICS_PORT="0")
     deployment.settle()
 
-    # A running worker is overtaken in one topic of partition 0.
-    worker.signal(signal.SIGSTOP)
-    at = deployment.positions()
-    send_all(deployment, events[600:900])
-    bought = purchases(deployment, 0)
-    cut = max(bought) - 5
-    assert cut > at[0, 1] + 5
-    delete_before(deployment, {(0, 1): cut})
-    awake = datetime.now(UTC)
-    worker.signal(signal.SIGCONT)
-    until(lambda: halted(worker), 30)
+    # A running worker is overtaken in one topic of partition 0. A fetch that was under way may have
+    # brought it all the same: then nothing is lost, and it is tried again.
+    for low in range(600, 900, 100):
+        worker.signal(signal.SIGSTOP)
+        at = deployment.positions()
+        send_all(deployment, events[low : low + 10])
+        send_all(deployment, events[low + 10 : low + 100])
+        bought = purchases(deployment, 0)
+        cut = max(bought) - 4
+        assert cut > at[0, 1] + 5
+        delete_before(deployment, {(0, 1): cut})
+        awake = datetime.now(UTC)
+        worker.signal(signal.SIGCONT)
+        until(lambda: halted(worker) or deployment.positions() == deployment.ends(), 30)
+        if halted(worker):
+            break
     noticed(worker.lines("partition halted"), awake)
     (partition, said), *others = halted(worker).items()
     assert partition == 0 and not others
@@ -86,7 +91,8 @@ def test_what_retention_took_unread_halts_its_partition_alone_and_is_never_skipp
     assert 'livevalue_halted{partition="0"} 1.0' in ask(worker, "/metrics")[1]
     assert 'livevalue_halted{partition="1"}' not in ask(worker, "/metrics")[1]
     # The other partition goes on.
-    send_all(deployment, events[900:])
+    rest = events[low + 100 :]
+    send_all(deployment, rest)
     ends = deployment.ends()
     until(lambda: all(deployment.positions()[1, s] == ends[1, s] for s in range(3)), 30)
     stood = deployment.positions()
