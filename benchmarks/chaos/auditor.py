@@ -13,6 +13,7 @@ featurestore.twin.Twin), one partition at a time in one piece, and compares with
   revision before it, and that one must have been sent unless a later document of the same
   transaction has replaced it;
 - outputs twice: a (user, revision) seen twice; backwards: a revision below an earlier one;
+- strangers: users who are held or sent in a partition whose log does not know them (strangers.py);
 - dead letters missing, doubled, or wrong in reason or raw bytes.
 
 A user who was erased and did nothing since must have a null as the last word on `scores`, and in
@@ -37,6 +38,7 @@ from typing import Any, cast
 import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
+from benchmarks.chaos import strangers
 from featurestore import times
 from featurestore.columns import NO_TIME, Erase, EventBatch, Outcome
 from featurestore.fold_settings import FoldSettings
@@ -73,6 +75,7 @@ class Audit:
     lost: int = 0
     applied_twice: int = 0
     users_wrong: int = 0
+    strangers: int = 0
     outputs_missing: int = 0
     outputs_twice: int = 0
     backwards: int = 0
@@ -99,6 +102,7 @@ class Audit:
                 "letters_twice",
                 "letters_wrong",
                 "users_wrong",
+                "strangers",
                 "backwards",
             )
         }
@@ -116,21 +120,25 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
     scores = _by_partition(read(kafka, kafka.scores))
     published = _by_partition(read(kafka, kafka.published))
     due, may = dict[Place, _Letter](), dict[Place, _Letter]()
-    for p in range(kafka.partitions):
+    serving = {p: _serving(settings, client, p) for p in range(kafka.partitions)}
+    present = strangers.present(client, serving, scores)
+    for p, store in serving.items():
         wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, may, found)
         sent = _Sent(scores.get(p, ()), found)
         sent.look_for_holes(_boundaries(published.get(p, ())))
-        held = _held(settings, client, p, list(wanted))
+        held = _held(client, store, p, list(wanted))
         for user, want in wanted.items():
             _compare_state(user, want, held[user], found)
             if want.side.events:
                 _compare_output(user, want.side, held[user].document, sent.last.get(user), found)
             else:
                 _compare_forgotten(user, held[user], sent, found)
-        for user in sent.last.keys() - wanted.keys():
-            if sent.last[user] is not None:
-                found.users_wrong += 1
-                found.show("nobody in the log", user)
+        for user in wanted:
+            present[p].pop(user, None)
+    for p, users in present.items():
+        for user, where in users.items():
+            found.strangers += 1
+            found.show("stranger", user, p, " ".join(sorted(where)))
     _compare_letters(due, may, read(kafka, kafka.dlq), found)
     return found
 
@@ -267,10 +275,8 @@ class _Held:
     listed: bool  # with a rank, or with a date to be scored again
 
 
-def _held(settings: Settings, client: redis.Redis, p: int, users: list[str]) -> dict[str, _Held]:
+def _held(client: redis.Redis, store: str, p: int, users: list[str]) -> dict[str, _Held]:
     """What Redis holds of these users, in the store that serves."""
-    active = cast("bytes | None", client.get(f"lv:{{{p}}}:active"))
-    store = active.decode() if active else settings.store.name
     found: dict[str, _Held] = {}
     for first in range(0, len(users), _PAGE):
         page = users[first : first + _PAGE]
@@ -284,6 +290,12 @@ def _held(settings: Settings, client: redis.Redis, p: int, users: list[str]) -> 
             erased_ms = int(states.erased_ms[i])
             found[user] = _Held(states.head[i], erased_ms, documents[i], listed)
     return found
+
+
+def _serving(settings: Settings, client: redis.Redis, p: int) -> str:
+    """Name of the store that serves a partition."""
+    active = cast("bytes | None", client.get(f"lv:{{{p}}}:active"))
+    return active.decode() if active else settings.store.name
 
 
 class _Sent:

@@ -42,7 +42,7 @@ def row(result: Result, when: datetime | None = None) -> str:
         found.outputs_missing,
         found.outputs_twice,
         f"{found.letters_missing}/{found.letters_twice}/{found.letters_wrong} of {found.letters:,}",
-        found.users_wrong + found.backwards,
+        found.users_wrong + found.strangers + found.backwards,
         f"{result.different} of {found.users:,}",
     )
     return f"| {' | '.join(map(str, cells))} |"

@@ -176,6 +176,45 @@ def test_an_erasure_has_taken_what_was_made_before_it_and_nothing_else(
     assert len({name[0] for name, _ in kinds}) == 2
 
 
+def test_the_auditor_counts_whom_redis_holds_or_scores_names_and_the_log_does_not(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, client = settled.settings.kafka.scores, settled.redis
+    records = settled.read(scores)
+    first = next(r for r in records if r.value and json.loads(r.value)["previous"] is None)
+    moved = next(iter(client.scan_iter("lv:{1}:v:*"))).rpartition(b":")[2]
+    rows = {
+        b"lv:{0}:v:{1}:v:a:document": b"of nobody",
+        b"lv:{0}:v:" + moved: b"of a user of partition 1",
+        b"lv:{7}:v:far": b"of a partition that is none",
+        b"lv:main:{1}:s:a state": b"",
+        # And what nobody reads: of a store that does not serve.
+        b"lv:other:{1}:s:elsewhere": b"",
+    }
+    ranks = {b"lv:{0}:top": b"a rank", b"lv:main:{1}:due": b"a date", b"lv:other:{1}:due": b"no"}
+    client.mset(rows)
+    for key, user in ranks.items():
+        client.zadd(key, {user: 1.0})
+    told = [first._replace(key=b"said"), first._replace(key=b"unsaid")]
+    told.append(told[1]._replace(value=None))
+    try:
+        found = _audit_of(settled, monkeypatch, scores, [*records, *told])
+    finally:
+        client.delete(*rows)
+        for key, user in ranks.items():
+            client.zrem(key, user)
+    assert set(found.examples) == {
+        ("stranger", "{1}:v:a:document", 0, "v"),
+        ("stranger", moved.decode(), 0, "v"),
+        ("stranger", "far", 7, "v"),
+        ("stranger", "a state", 1, "s"),
+        ("stranger", "a rank", 0, "top"),
+        ("stranger", "a date", 1, "due"),
+        ("stranger", "said", first.partition, "scores"),
+    }
+    assert _wrong(found) == {"strangers": 7}
+
+
 def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     settled: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
