@@ -130,6 +130,7 @@ class Crashes:
 
     def _set_back(self) -> None:
         """Redis loses what a worker has committed and published since."""
+        self._until_all_serve()  # behind its first commit, a partition is a lost store, and halts
         client = self._deployment.redis
         kept = {key: client.dump(key) for key in client.scan_iter("*", count=1000)}
         self.send()
@@ -142,14 +143,19 @@ class Crashes:
 
     def _announce(self) -> None:
         """Build a store aside up to here, and name it as the next."""
-        if len(self._deployment.watermarks()) < self._deployment.settings.kafka.partitions:
-            self.send()  # nothing serves yet: the point that was asked for first is this one
-            worker = self._start()
-            self._deployment.settle()
-            worker.kill()
+        self._until_all_serve()  # nothing may serve yet: this point may be the first of all
         self._announced = name = f"aside-{self._number}"
         asyncio.run(self._build(name))
         self.send()
+
+    def _until_all_serve(self) -> None:
+        """Every partition has a commit, and no worker runs."""
+        count = self._deployment.settings.kafka.partitions
+        while len(self._deployment.watermarks()) < count:  # a few events may all go to one
+            self.send()
+            worker = self._start()
+            self._deployment.settle()
+            worker.kill()
 
     async def _build(self, name: str) -> None:
         settings = self._deployment.settings
