@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from featurestore.backends.nodes import slot
 from featurestore.backends.redis import RedisStore
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
-from featurestore.store import CommitOutcome
+from featurestore.store import Claim, CommitOutcome
 from livevalue import checks
 from streams.settings import Settings
 from tests.contract.deployments import commit, free_port, mark, running, valkey, write
@@ -139,30 +142,52 @@ async def _move(store: RedisStore, p: int, source: redis.Redis, target: redis.Re
 async def test_a_master_that_no_sentinel_knows_is_named(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    async with _sentinel(tmp_path_factory.mktemp("s")) as port:
+        # The first of the two is not there; the other one is asked.
+        url = f"redis+sentinel://:hunter2@127.0.0.1:{free_port()},127.0.0.1:{port}/shop"
+        store = RedisStore(StoreSettings(url=SecretStr(url)))
+        with pytest.raises(StoreError, match=r"no master 'shop'.*LIVEVALUE_STORE__URL") as caught:
+            await _claim(store)
+        assert "hunter2" not in str(caught.value)
+        await store.close()
+
+
+@pytest.mark.parametrize("login", [":secret", "worker:secret"])
+async def test_a_sentinel_without_logins_is_asked_for_a_master_that_has_them(
+    tmp_path_factory: pytest.TempPathFactory, login: str
+) -> None:
     folder = tmp_path_factory.mktemp("s")
+    user = ("--user", "worker", "on", ">secret", "~*", "&*", "+@all")
+    with running(valkey(), folder, "--requirepass", "secret", *user) as server:
+        watch = f"sentinel monitor shop 127.0.0.1 {server.port} 1"
+        async with _sentinel(folder, watch, "sentinel auth-pass shop secret") as port:
+            url = f"redis+sentinel://{login}@127.0.0.1:{port}/shop"
+            store = RedisStore(StoreSettings(url=SecretStr(url)))
+            assert (await _claim(store)).watermark is None
+            await store.close()
+
+
+@asynccontextmanager
+async def _sentinel(folder: Path, *lines: str) -> AsyncIterator[int]:
+    """A Sentinel that asks nobody for a login; -> its port."""
     port = free_port()
     path = folder / "sentinel.conf"
-    path.write_text(f"bind 127.0.0.1\nport {port}\ndir {folder}\n")
+    path.write_text("\n".join(["bind 127.0.0.1", f"port {port}", f"dir {folder}", *lines]) + "\n")
     process = await asyncio.create_subprocess_exec(
         str(valkey()), str(path), "--sentinel", stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        # The first of the two is not there; the other one is asked.
-        url = f"redis+sentinel://:hunter2@127.0.0.1:{free_port()},127.0.0.1:{port}/shop"
-        store = RedisStore(StoreSettings(url=SecretStr(url)))
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    await store.claim(0)
-                except StoreUnavailable:
-                    await asyncio.sleep(0.05)  # it is starting
-                except StoreError as error:
-                    said = str(error)
-                    break
-        assert "no master 'shop'" in said
-        assert "LIVEVALUE_STORE__URL" in said
-        assert "hunter2" not in said
-        await store.close()
+        yield port
     finally:
         process.kill()
         await process.wait()
+
+
+async def _claim(store: RedisStore) -> Claim:
+    """A claim, once a Sentinel that is starting answers."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await store.claim(0)
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)

@@ -19,6 +19,10 @@ from typing import Any
 import pytest
 import redis
 from cryptography.hazmat.primitives import serialization
+from kafka.admin import (  # type: ignore[import-untyped]
+    KafkaAdminClient,
+    UserScramCredentialUpsertion,
+)
 from pydantic import SecretStr
 
 from featurestore.errors import FeatureStoreError, StoreUnavailable
@@ -36,7 +40,10 @@ __all__ = ["place"]
 
 pytestmark = pytest.mark.long
 
-SECRETS = (*PASSWORDS.values(), "worker-password", "reader-password", "wrong-secret")
+SECRETS = (
+    *PASSWORDS.values(),
+    *("worker-password", "reader-password", "wrong-secret", "first-secret", "second-secret"),
+)
 WITHIN_S = 10.0
 
 
@@ -150,6 +157,40 @@ def test_a_password_changed_in_its_file_needs_no_restart(place: Place) -> None:
     )
     root.flushall()
     asyncio.run(look())
+    root.close()
+
+
+def test_a_password_of_kafka_changed_in_its_file_is_taken_by_whoever_starts_later(
+    place: Place,
+) -> None:
+    secret = place.folder / "changing-kafka"
+    log = place.log(username="changing", password=SecretStr(""), password_file=str(secret))
+    settings = place.settings(log)
+    root = KafkaAdminClient(bootstrap_servers=place.kafka.bootstrap)
+
+    def change(password: str) -> None:
+        change = UserScramCredentialUpsertion("changing", log.sasl_mechanism, password)
+        assert root.alter_user_scram_credentials([change]) == {"changing": None}
+
+    def write(password: str) -> None:
+        secret.write_text(f"{password}\nwhat stands below counts for nothing\n")
+
+    def gets_in() -> bool:
+        """Whether a client that starts now is let in, with no right to do anything."""
+        with pytest.raises(StreamsError) as caught:
+            topics.require(settings)
+        _holds_no_secret(str(caught.value))
+        return "refuses the login of 'changing'" not in str(caught.value)
+
+    change("first-secret")
+    write("first-secret")
+    assert gets_in()
+    change("second-secret")
+    until = time.monotonic() + WITHIN_S
+    while gets_in():  # until the broker has applied it
+        assert time.monotonic() < until
+    write("second-secret")
+    assert gets_in()
     root.close()
 
 
