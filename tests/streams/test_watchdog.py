@@ -86,6 +86,32 @@ async def test_a_group_without_a_coordinator_for_long_ends_the_worker(owning: Ow
     assert "coordinator" in watched.said[0] and owning.settings.kafka.app in watched.said[0]
 
 
+async def test_a_topic_that_is_missing_for_a_moment_is_no_end_and_one_that_stays_away_is(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, found, there = Watched(owning), topics.sources_found, False
+    monkeypatch.setattr(topics, "sources_found", lambda asked: found(asked) if there else {})
+
+    async def look() -> None:
+        watched.dog._topics_s = 0.0
+        await watched.dog.look()
+
+    await look()  # a broker that starts answers like this
+    there = True
+    await look()
+    await asyncio.sleep(2.0)
+    there = False
+    gone = time.monotonic()
+    await look()
+    while not watched.said:
+        await watched.dog.look()
+        await asyncio.sleep(0.05)
+        assert time.monotonic() - gone < 5
+    assert time.monotonic() - gone > 1.5
+    assert owning.settings.kafka.sources[0] in watched.said[0]
+    assert "livevalue topics --apply" in watched.said[0]
+
+
 async def test_a_topic_made_again_under_a_running_worker_halts_within_ten_seconds(
     owning: Owning,
 ) -> None:
