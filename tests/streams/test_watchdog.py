@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
@@ -32,6 +32,11 @@ class Watched:
             owning.settings, lambda: self.owners, lambda: self.coordinated, self.said.append
         )
 
+    async def look(self) -> None:
+        """As if it had not asked the broker for long."""
+        self.dog._ends_s = self.dog._topics_s = 0.0
+        await self.dog.look()
+
 
 @pytest.fixture
 async def owning(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
@@ -39,17 +44,27 @@ async def owning(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
         yield made
 
 
-async def test_lag_that_shrinks_is_no_stall_and_lag_that_stands_is_one(owning: Owning) -> None:
+async def folded(owning: Owning, count: int) -> tuple[Watched, Owner]:
+    """An owner that has folded so many events, and who watches it."""
     watched = Watched(owning)
-    owner = owning.own()
-    watched.owners[0] = owner
-    await owning.send(100)
+    owner = watched.owners[0] = owning.own()
+    await owning.send(count)
     await owning.settle()
+    return watched, owner
+
+
+def administer(settings: Settings, work: Callable[[KafkaAdminClient], object]) -> None:
+    client = KafkaAdminClient(**topics.connection(settings.kafka))
+    work(client)
+    client.close()
+
+
+async def test_lag_that_shrinks_is_no_stall_and_lag_that_stands_is_one(owning: Owning) -> None:
+    watched, owner = await folded(owning, 100)
     await watched.dog.look()
     await owner.close(drain=True)
     await owning.send(10)
-    watched.dog._ends_s = 0.0
-    await watched.dog.look()  # asks the broker for the end itself
+    await watched.look()  # asks the broker for the end itself
     assert owner.lag == 10 and watched.said == []
     owner.moved_s = time.monotonic() - 2
     await watched.dog.look()
@@ -92,17 +107,13 @@ async def test_a_topic_that_is_missing_for_a_moment_is_no_end_and_one_that_stays
     watched, found, there = Watched(owning), topics.sources_found, False
     monkeypatch.setattr(topics, "sources_found", lambda asked: found(asked) if there else {})
 
-    async def look() -> None:
-        watched.dog._topics_s = 0.0
-        await watched.dog.look()
-
-    await look()  # a broker that starts answers like this
+    await watched.look()  # a broker that starts answers like this
     there = True
-    await look()
+    await watched.look()
     await asyncio.sleep(2.0)
     there = False
     gone = time.monotonic()
-    await look()
+    await watched.look()
     while not watched.said:
         await watched.dog.look()
         await asyncio.sleep(0.05)
@@ -115,10 +126,7 @@ async def test_a_topic_that_is_missing_for_a_moment_is_no_end_and_one_that_stays
 async def test_a_topic_made_again_under_a_running_worker_halts_within_ten_seconds(
     owning: Owning,
 ) -> None:
-    watched = Watched(owning)
-    owner = watched.owners[0] = owning.own()
-    await owning.send(100)
-    await owning.settle()
+    watched, owner = await folded(owning, 100)
     watching = asyncio.create_task(watched.dog.run())
     try:
         await asyncio.to_thread(_make_again, owning.settings)
@@ -131,9 +139,7 @@ async def test_a_topic_made_again_under_a_running_worker_halts_within_ten_second
 
 
 def _make_again(settings: Settings) -> None:
-    admin = KafkaAdminClient(**topics.connection(settings.kafka))
-    admin.delete_topics([settings.kafka.sources[0]])
-    admin.close()
+    administer(settings, lambda at: at.delete_topics([settings.kafka.sources[0]]))
     until = time.monotonic() + 20
     while topics.check(settings):
         assert time.monotonic() < until
@@ -144,21 +150,13 @@ def _make_again(settings: Settings) -> None:
 async def test_partitions_added_under_a_running_worker_end_it_with_the_setting_named(
     owning: Owning,
 ) -> None:
-    watched = Watched(owning)
-    watched.owners[0] = owning.own()
-    await owning.send(20)
-    await owning.settle()
+    watched, _ = await folded(owning, 20)
     await watched.dog.look()
     assert watched.said == []
 
-    def add() -> None:
-        admin = KafkaAdminClient(**topics.connection(owning.settings.kafka))
-        admin.create_partitions({owning.settings.kafka.sources[0]: 2})
-        admin.close()
-
-    await asyncio.to_thread(add)
-    watched.dog._topics_s = 0.0
-    await watched.dog.look()
+    more = {owning.settings.kafka.sources[0]: 2}
+    await asyncio.to_thread(administer, owning.settings, lambda at: at.create_partitions(more))
+    await watched.look()
     (said,) = watched.said
     assert "LIVEVALUE_KAFKA__PARTITIONS is 1" in said and "(2)" in said
 
@@ -166,10 +164,7 @@ async def test_partitions_added_under_a_running_worker_end_it_with_the_setting_n
 async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = Watched(owning)
-    owner = watched.owners[0] = owning.own()
-    await owning.send(100)
-    await owning.settle()
+    watched, owner = await folded(owning, 100)
     read = LogReader.bounds
 
     async def cut(self: LogReader, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Bounds]:
@@ -181,8 +176,7 @@ async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked
         }
 
     monkeypatch.setattr(LogReader, "bounds", cut)
-    watched.dog._ends_s = 0.0
-    await watched.dog.look()
+    await watched.look()
     await owning.until(lambda: bool(owner.halted), 10.0)
     assert "ends at offset 60, yet 100 was folded" in owner.halted
     assert "livevalue recover adopt" in owner.halted
@@ -191,10 +185,7 @@ async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked
 async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = Watched(owning)
-    owner = watched.owners[0] = owning.own()
-    await owning.send(100)
-    await owning.settle()
+    watched, owner = await folded(owning, 100)
     await watched.dog.look()
     found, claims = topics.sources_found, owning.metrics.claims._value.get
     led = 0
@@ -202,19 +193,15 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     def another_leader(settings: Settings) -> dict[str, topics.SourceFound]:
         return {t: topics.SourceFound(x.id, (led,)) for t, x in found(settings).items()}
 
-    async def look() -> None:
-        watched.dog._topics_s = 0.0
-        await watched.dog.look()
-
     monkeypatch.setattr(topics, "sources_found", another_leader)
-    await look()
+    await watched.look()
     before, led = claims(), 1
     # A leader that has what the one before had: claimed again, and work goes on.
-    await look()
+    await watched.look()
     await owning.until(lambda: claims() == before + 1 and owner.ready)
     await owning.send(10)
     await owning.settle()
-    await look()
+    await watched.look()
     await asyncio.sleep(0.3)
     assert claims() == before + 1 and not owner.halted
 
@@ -233,7 +220,7 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     led = 2
     monkeypatch.setattr(LogReader, "at", written_on)
     monkeypatch.setattr(leaders, "epoch_ends", lambda _, asked: dict.fromkeys(asked, 90))
-    await look()
+    await watched.look()
     await owning.until(lambda: bool(owner.halted), 10.0)
     assert "was cut at offset 90 and written on while it was read" in owner.halted
     assert "livevalue recover adopt" in owner.halted and "recover rebuild" in owner.halted
@@ -247,10 +234,7 @@ async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_ta
     stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Owning(one_partition(stack.bootstrap, topic_prefix, outbox_users=1)) as owning:
-        watched = Watched(owning)
-        owner = watched.owners[0] = owning.own()
-        await owning.send(40)
-        await owning.settle()
+        watched, owner = await folded(owning, 40)
 
         async def stuck(self: Publisher) -> None:
             await asyncio.Event().wait()
@@ -262,12 +246,9 @@ async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_ta
         await owning.send(20)
 
         async def retention(start: int) -> None:
-            topic = owning.settings.kafka.sources[0]
-            admin = KafkaAdminClient(**topics.connection(owning.settings.kafka))
-            await asyncio.to_thread(admin.delete_records, {AdminPartition(topic, 0): start})
-            admin.close()
-            watched.dog._ends_s = 0.0
-            await watched.dog.look()
+            cut = {AdminPartition(owning.settings.kafka.sources[0], 0): start}
+            await asyncio.to_thread(administer, owning.settings, lambda at: at.delete_records(cut))
+            await watched.look()
 
         # What was read may go: it is in hand.
         await retention(50)
