@@ -2,7 +2,8 @@
 
 The store is featurestore's memory backend, a real implementation whose `restore` is a Redis that
 was rolled back. Records are produced to the broker; the owner reads them from the log by itself,
-or is handed deliveries.
+or is handed deliveries. Nobody else delivers here, so that each step would wait for a pause of
+upkeep to end: those are cut short, except where a test is about how soon something is noticed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.backends.memory import Backing, MemoryStore
@@ -20,7 +22,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
 from scoring.generation import Generation, prior
 from scoring.scorer import Scorer
-from streams import topics
+from streams import topics, upkeep
 from streams.codec import Codec
 from streams.delivery import RawRecord
 from streams.gap import LogReader
@@ -34,6 +36,7 @@ from streams.surroundings import Surroundings
 from streams.topics import log_id
 
 START_MS = 1_700_000_000_000
+PAUSES = {"_QUIET_S": 0.05, "_WATCH_S": 0.5, "_SILENCE_S": 0.2, "_SUCCESSION_S": 0.2}
 
 
 def one_partition(bootstrap: str, prefix: str, **worker: Any) -> Settings:
@@ -53,10 +56,15 @@ def one_partition(bootstrap: str, prefix: str, **worker: Any) -> Settings:
 
 
 class Owning:
-    """`async with Owning(settings) as owning`: produce, own, roll back, audit."""
+    """`async with Owning(settings) as owning`: produce, own, roll back, audit.
 
-    def __init__(self, settings: Settings) -> None:
+    as_live: with the pauses that a worker makes.
+    """
+
+    def __init__(self, settings: Settings, *, as_live: bool = False) -> None:
         self.settings = settings
+        self._pauses = pytest.MonkeyPatch()
+        self._as_live = as_live
         self.backing = Backing()
         self.store = MemoryStore("main", self.backing)
         self.metrics = Metrics()
@@ -68,6 +76,8 @@ class Owning:
         self._number = 0
 
     async def __aenter__(self) -> Owning:
+        for name, pause_s in ({} if self._as_live else PAUSES).items():
+            self._pauses.setattr(upkeep, name, pause_s)
         await asyncio.to_thread(topics.apply, self.settings)
         self.producer = AIOKafkaProducer(
             bootstrap_servers=self.settings.kafka.bootstrap, enable_idempotence=True
@@ -94,6 +104,7 @@ class Owning:
             await owner.close(drain=False)
         await self.reader.close()
         await self.producer.stop()
+        self._pauses.undo()
 
     def own(self) -> Owner:
         """A new owner, as after an assignment."""

@@ -24,6 +24,13 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture
+async def as_live(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
+    """One that makes the pauses of a worker: how soon it notices what is wrong."""
+    async with Owning(one_partition(stack.bootstrap, topic_prefix), as_live=True) as made:
+        yield made
+
+
+@pytest.fixture
 async def owning(stack: Stack, topic_prefix: str) -> AsyncIterator[Owning]:
     async with Owning(one_partition(stack.bootstrap, topic_prefix)) as made:
         yield made
@@ -49,7 +56,7 @@ async def test_a_rolled_back_sweep_is_published_again_under_new_revisions(
         await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
         await owning.send(50)
         await owning.settle()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.0)  # several looks of upkeep
         await owning.settle()
         assert await owning.audit() == CLEAN
         assert not owner.halted
@@ -88,7 +95,8 @@ async def test_a_roll_back_behind_equal_positions_is_noticed_by_identity(
     assert await owning.audit() == CLEAN
 
 
-async def test_a_roll_back_while_nothing_arrives_is_noticed_and_mended(owning: Owning) -> None:
+async def test_a_roll_back_while_nothing_arrives_is_noticed_and_mended(as_live: Owning) -> None:
+    owning = as_live
     owning.own()
     await owning.send(100)
     await owning.settle()
@@ -141,9 +149,9 @@ async def test_of_two_owners_the_later_claim_wins_and_the_outputs_stay_single(
     await owning.settle()
     second = owning.own()
     await owning.send(200)
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     first.saw_end([await owning.end()])
-    await asyncio.sleep(2)
+    await asyncio.sleep(1)
     await first.close(drain=False)
     await owning.send(100)
     await owning.settle()
@@ -204,7 +212,8 @@ async def test_dead_letters_are_not_published_twice_by_a_roll_back(owning: Ownin
     assert [r.value for r in await owning.read(owning.settings.kafka.dlq)] == [b"[]", b"null"]
 
 
-async def test_a_store_that_lost_everything_halts_and_says_what_to_run(owning: Owning) -> None:
+async def test_a_store_that_lost_everything_halts_and_says_what_to_run(as_live: Owning) -> None:
+    owning = as_live
     empty = owning.backing.snapshot()
     owning.own()
     await owning.send(40)
