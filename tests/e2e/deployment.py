@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,20 +254,27 @@ class Deployment:
 
     def ends(self) -> dict[tuple[int, int], int]:
         """Last stable offset by (partition, source)."""
+        with self._asking() as consumer:
+            return self._ends(consumer)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
         consumer = KafkaConsumer(
             **topics.connection(self.settings.kafka), isolation_level="read_committed"
         )
         try:
-            count = self.settings.kafka.partitions
-            tps = {
-                (p, s): TopicPartition(t, p)
-                for p in range(count)
-                for s, t in enumerate(self.sources)
-            }
-            found = consumer.end_offsets(list(tps.values()))
-            return {at: int(found[tp]) for at, tp in tps.items()}
+            yield consumer
         finally:
             consumer.close()
+
+    def _ends(self, consumer: Any) -> dict[tuple[int, int], int]:
+        tps = {
+            (p, s): TopicPartition(t, p)
+            for p in range(self.settings.kafka.partitions)
+            for s, t in enumerate(self.sources)
+        }
+        found = consumer.end_offsets(list(tps.values()))
+        return {at: int(found[tp]) for at, tp in tps.items()}
 
     def watermarks(self, name: str = "") -> dict[int, dict[str, Any]]:
         """Positions, seq and what is published of each partition of a store, from Redis.
@@ -291,7 +299,11 @@ class Deployment:
 
     def settled(self) -> bool:
         """Everything in the log is folded and published."""
-        ends, marks = self.ends(), self.watermarks()
+        with self._asking() as consumer:
+            return self._settled(consumer)
+
+    def _settled(self, consumer: Any) -> bool:
+        ends, marks = self._ends(consumer), self.watermarks()
         at = self.positions()
         if any(at.get(where, 0) < end for where, end in ends.items()):
             return False
@@ -302,11 +314,14 @@ class Deployment:
         began = time.monotonic()
         while time.monotonic() - began < patience_s:
             try:
-                if self.settled():
-                    return time.monotonic() - began
+                # One client for all looks: to start and end one takes longer than the pause.
+                with self._asking() as consumer:
+                    while time.monotonic() - began < patience_s:
+                        if self._settled(consumer):
+                            return time.monotonic() - began
+                        time.sleep(0.1)
             except (redis.RedisError, OSError):
-                pass  # a server is down at this moment
-            time.sleep(0.2)
+                time.sleep(0.2)  # a server is down at this moment
         raise AssertionError(
             f"not settled after {patience_s} s: ends {self.ends()}, watermarks {self.watermarks()}"
         )
