@@ -1,4 +1,8 @@
-"""`livevalue serve` as a person has it: a process, on real servers, asked over HTTP."""
+"""`livevalue serve` as a person has it: a process, on real servers, asked over HTTP.
+
+What only asks shares one server, which starts from nothing; the others have one of their own each,
+a fork (tests.forks).
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,7 @@ from livevalue.embedded.ports import free
 from livevalue.http.updates import Feed, message
 from streams import topics
 from streams.settings import Settings
+from tests.forks import COMMAND, Fork
 from tests.livevalue.values import PARTITIONS, document, publish, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +46,7 @@ WORTH = {HOSTILE: 5.0, "ada": 10.0, "bob": 30.0, "a/b c?": 20.0, "zoë ✓": 40.
 class Served:
     """A running `livevalue serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Fork, url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
 
     def get(self, path: str, **arguments: Any) -> httpx.Response:
@@ -59,23 +64,25 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, found: Settings, *arguments: str, **more: str) -> Iterator[Served]:
+def served(
+    folder: Path, found: Settings, *arguments: str, fork: bool = True, **more: str
+) -> Iterator[Served]:
     kept = {n: v for n, v in os.environ.items() if not n.startswith("LIVEVALUE_")}
     names = ("bootstrap", "browse", "purchase", "interaction", "scores", "dlq", "partitions")
     kafka = {f"LIVEVALUE_KAFKA__{n.upper()}": str(getattr(found.kafka, n)) for n in names}
     url = found.store.url.get_secret_value()
     at, log = folder / "serve.json", folder / "serve.log"
     at.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "livevalue.cli", "serve", "--port", "0", "--json", str(at)]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            stdout=file,
-            stderr=file,
-            text=True,
-            cwd=folder,
-            env={**kept, "PYTHONPATH": str(ROOT), **kafka, "LIVEVALUE_STORE__URL": url, **more},
-        )
+    words = ["serve", "--port", "0", "--json", str(at), *arguments]
+    env = {**kept, "PYTHONPATH": str(ROOT), **kafka, "LIVEVALUE_STORE__URL": url, **more}
+    process: subprocess.Popen[bytes] | Fork
+    log.write_text("")
+    if fork:
+        process = Fork(COMMAND, words, cwd=folder, env=env, stdout=log)
+    else:
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "livevalue.cli", *words]
+            process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=env)
     try:
         deadline = time.monotonic() + 30
         while not (at.exists() and at.read_text().endswith("\n")):
@@ -130,9 +137,9 @@ class Listener:
             time.sleep(0.02)
 
 
-@pytest.fixture
-def deployment(stack: Stack, topic_prefix: str) -> Settings:
-    found = settings(stack.bootstrap, stack.redis_url, 12, topic_prefix)
+def filled(stack: Stack, database: int, prefix: str) -> Settings:
+    """A deployment with values of a few users."""
+    found = settings(stack.bootstrap, stack.redis_url, database, prefix)
     redis.Redis.from_url(found.store.url.get_secret_value()).flushdb()
     topics.apply(found)
     asyncio.run(publish(found, WORTH))
@@ -140,8 +147,22 @@ def deployment(stack: Stack, topic_prefix: str) -> Settings:
 
 
 @pytest.fixture
+def deployment(stack: Stack, topic_prefix: str) -> Settings:
+    return filled(stack, 12, topic_prefix)
+
+
+@pytest.fixture
 def running(deployment: Settings, tmp_path: Path) -> Iterator[Served]:
     with served(tmp_path, deployment) as server:
+        server.ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def asked(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for everything that only asks."""
+    found = filled(stack, 11, f"asked{os.getpid()}.")
+    with served(tmp_path_factory.mktemp("asked"), found, fork=False) as server:
         server.ready()
         yield server
 
@@ -169,19 +190,19 @@ def send(deployment: Settings) -> Iterator[Any]:
     producer.close()
 
 
-def test_values_come_as_the_client_reads_them(running: Served) -> None:
+def test_values_come_as_the_client_reads_them(asked: Served) -> None:
     for user, value in WORTH.items():
         path = "/v1/users/" + quote(user, safe="")
-        then = running.get(path, params={"at": "2011-09-10T12:00:00+00:00"})
+        then = asked.get(path, params={"at": "2011-09-10T12:00:00+00:00"})
         assert then.json() == document(user, value)
-        later = running.get(path + "?at=2011-09-11T12:00:00%2B00:00").json()
+        later = asked.get(path + "?at=2011-09-11T12:00:00%2B00:00").json()
         assert later["values"]["d90"] == {"expected": value * 0.75, "p_active": 0.375}
-    assert running.get("/v1/users/ada?at=2011-09-11T12:00:00+00:00").status_code == 200
-    now = running.get("/v1/users/ada").json()
+    assert asked.get("/v1/users/ada?at=2011-09-11T12:00:00+00:00").status_code == 200
+    now = asked.get("/v1/users/ada").json()
     assert (now["values"]["d90"]["expected"], now["values"]["d90"]["p90"]) == (5.0, 3.0)
-    ranked = [found["user_id"] for found in running.get("/v1/top?n=3").json()]
+    ranked = [found["user_id"] for found in asked.get("/v1/top?n=3").json()]
     assert ranked == ["zoë ✓", "bob", "a/b c?"]
-    meta = running.get("/v1/meta").json()
+    meta = asked.get("/v1/meta").json()
     assert meta["unit"] == {"kind": "money", "code": "GBP"}
     assert meta["partitions"] == PARTITIONS and meta["clock"] == "wall"
     assert meta["now"].startswith("20")
@@ -203,9 +224,9 @@ def test_values_come_as_the_client_reads_them(running: Served) -> None:
     ],
 )
 def test_a_wrong_question_is_answered_with_what_is_wrong(
-    running: Served, path: str, status: int, code: str, words: str
+    asked: Served, path: str, status: int, code: str, words: str
 ) -> None:
-    answer = running.get(path)
+    answer = asked.get(path)
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "message"}
     assert answer.json()["error"] == code
@@ -347,16 +368,16 @@ def test_another_address_without_a_token_is_warned_of(deployment: Settings, tmp_
         assert "no authentication" not in server.said
 
 
-def test_a_name_that_points_here_is_not_answered(running: Served) -> None:
-    answer = running.get("/v1/top", headers={"Host": "rebound.example"})
+def test_a_name_that_points_here_is_not_answered(asked: Served) -> None:
+    answer = asked.get("/v1/top", headers={"Host": "rebound.example"})
     assert (answer.status_code, answer.json()["error"]) == (421, "wrong_host")
-    assert running.get("/v1/top", headers={"Host": "localhost:1"}).status_code == 200
+    assert asked.get("/v1/top", headers={"Host": "localhost:1"}).status_code == 200
 
 
-def test_pages_hold_nothing_inline_and_load_nothing_from_elsewhere(running: Served) -> None:
+def test_pages_hold_nothing_inline_and_load_nothing_from_elsewhere(asked: Served) -> None:
     loaded = set()
     for path in ("/", "/docs"):
-        page = running.get(path)
+        page = asked.get(path)
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
         assert page.headers["x-content-type-options"] == "nosniff"
@@ -366,7 +387,7 @@ def test_pages_hold_nothing_inline_and_load_nothing_from_elsewhere(running: Serv
         loaded |= {address for address in found if address.startswith("/static/")}
     assert len(loaded) == 6
     for address in loaded:
-        text = running.get(address)
+        text = asked.get(address)
         assert text.status_code == 200
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text.text
@@ -399,7 +420,7 @@ def test_other_commands_do_not_load_the_web_server() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_console_shows_a_hostile_name_as_text(running: Served, tmp_path: Path) -> None:
+def test_the_console_shows_a_hostile_name_as_text(asked: Served, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
@@ -407,7 +428,7 @@ def test_the_console_shows_a_hostile_name_as_text(running: Served, tmp_path: Pat
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     done = subprocess.run(
         [chromium, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         "--virtual-time-budget=6000", f"{running.url}/#{quote(HOSTILE, safe='')}"],
+         "--virtual-time-budget=6000", f"{asked.url}/#{quote(HOSTILE, safe='')}"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "<title>Livevalue</title>" in done.stdout
