@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-pytest.importorskip("lightgbm", reason="lightgbm is in the extra `train`")
+if find_spec("lightgbm") is None:  # without loading it, as each of the jobs side by side would
+    pytest.skip("lightgbm is in the extra `train`", allow_module_level=True)
 
 from scoring.generation import Manifest
 from scoring.judging import metrics
@@ -18,16 +21,20 @@ from tests.scoring.test_linear import ROWS
 
 KEEP = two_part.learnable(ROWS)
 X = ROWS.features[:, KEEP]
-FOREST = gbm.fit(X, Labels.of(ROWS), gbm.held_out(ROWS), rounds=60)
-MADE = gbm.generation(Manifest(family="gbm", horizons_s=ROWS.horizons_s), KEEP, FOREST)
+MANIFEST = Manifest(family="gbm", horizons_s=ROWS.horizons_s)
+
+
+@cache  # not as the module is read: each of the jobs side by side reads all modules
+def grown() -> gbm.Forest:
+    return gbm.fit(X, Labels.of(ROWS), gbm.held_out(ROWS), rounds=60)
 
 
 def test_graph_equals_lightgbm_itself() -> None:
     """Also on every threshold and on the floats next to it, where a rounded one would differ."""
-    rng = np.random.default_rng(0)
+    rng, ensembles = np.random.default_rng(0), grown().ensembles
     cuts = [
         np.float32(node["threshold"])
-        for tree in FOREST.ensembles[0].dump_model()["tree_info"]
+        for tree in ensembles[0].dump_model()["tree_info"]
         for node in nodes(tree["tree_structure"])
     ]
     assert len(cuts) > 50
@@ -35,8 +42,8 @@ def test_graph_equals_lightgbm_itself() -> None:
     near = np.repeat(X[:1], len(edges), axis=0)
     near[:] = rng.choice(edges, near.shape)
     for x in (X, near.astype(np.float32)):
-        (said,) = session(forest.graph(FOREST.ensembles, X.shape[1])).run(None, {"x": x})
-        twin = np.stack([np.asarray(e.predict(x, raw_score=True)) for e in FOREST.ensembles], 1)
+        (said,) = session(forest.graph(ensembles, X.shape[1])).run(None, {"x": x})
+        twin = np.stack([np.asarray(e.predict(x, raw_score=True)) for e in ensembles], 1)
         assert said == pytest.approx(twin, abs=2e-6 * (1 + np.abs(twin).max()))
 
 
@@ -49,9 +56,9 @@ def nodes(node: dict) -> list[dict]:  # type: ignore[type-arg]
 def test_the_same_examples_and_seed_give_the_same_generation() -> None:
     again = gbm.fit(X, Labels.of(ROWS), gbm.held_out(ROWS), rounds=60)
     other = gbm.fit(X, Labels.of(ROWS), gbm.held_out(ROWS), rounds=60, seed=1)
-    files = [gbm.generation(MADE.manifest, KEEP, f).id for f in (again, other)]
-    assert files[0] == MADE.id
-    assert files[1] != MADE.id
+    first, same, unlike = (gbm.generation(MANIFEST, KEEP, f).id for f in (grown(), again, other))
+    assert first == same
+    assert first != unlike
 
 
 def test_family_ranks_and_hits_the_level() -> None:
