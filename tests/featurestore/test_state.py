@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.featurestore.test_vector import plain_log
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
+@cache
 def some_states(seed: int) -> States:
     """Users with tails, remembered ids, rings and a marker, and some without."""
     folder = play(
