@@ -35,15 +35,22 @@ def test_a_port_that_was_named_and_is_in_use(tmp_path: Path) -> None:
         )
 
 
-def test_a_remembered_port_that_is_taken_meanwhile_is_replaced(folder: Path) -> None:
-    with Stack.started(folder) as stack:
-        before = stack.bootstrap
-    taken = socket.create_server(("127.0.0.1", int(before.split(":")[1])))
-    with taken, Stack.started(folder) as stack:
-        assert stack.bootstrap != before
-        moved = stack.bootstrap
-    with Stack.started(folder) as stack:
-        assert stack.bootstrap == moved
+@pytest.mark.parametrize("server", ["valkey", pytest.param("kafka", marks=pytest.mark.long)])
+def test_a_remembered_port_that_is_taken_meanwhile_is_replaced(tmp_path: Path, server: str) -> None:
+    """One rule for both, in a fraction of the time where no broker has to start thrice."""
+    elsewhere = {"bootstrap": "127.0.0.1:1"} if server == "valkey" else {"redis_url": "redis://x"}
+
+    def port() -> int:
+        with Stack.started(tmp_path, **elsewhere) as stack:  # type: ignore[arg-type]
+            running = stack.valkey if server == "valkey" else stack.kafka
+            assert running is not None and running.running
+            return running.port
+
+    before = port()
+    with socket.create_server(("127.0.0.1", before)):
+        moved = port()
+    assert moved != before
+    assert port() == moved
 
 
 def test_free_ports_lie_below_those_of_outgoing_connections() -> None:
