@@ -37,7 +37,21 @@ hypothesis.settings.load_profile("settled")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The folders whose tests wait for servers begin first, long files before short ones; what only
+# computes, file by file a few seconds, is left for the end, so that no job works there alone.
+_FIRST = ("e2e", "parity", "livevalue", "embedded", "streams", "contract")
+
 _names = count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files for jobs that take one after the other (see Makefile)."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
