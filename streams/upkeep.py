@@ -7,6 +7,7 @@ goes the one way (streams.held): what fails raises, and the partition is claimed
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -25,7 +26,9 @@ from streams.surroundings import Surroundings
 log = logging.getLogger(__name__)
 
 _WATCH_S = 3.0  # an idle partition would not notice a roll-back by itself
-_QUIET_S = 1.0  # a source with unread records that delivers nothing is read directly
+# A source with unread records that delivers nothing for so long is read directly; after a claim
+# at once, since Faust may take seconds to deliver the first record (3.4 s were seen).
+_QUIET_S = 1.0
 _SILENCE_S = 1.0
 _SUCCESSION_S = 1.0
 
@@ -52,14 +55,14 @@ class Upkeep:
         self._wake = wake
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self.idle = IdleSources(intake.sources, self._worker)
-        self._claimed_s = self._watched_s = self._silence_s = self._succeeded_s = 0.0
-        self._delivered_s = [0.0] * len(self._tps)
+        self._watched_s = self._silence_s = self._succeeded_s = 0.0
+        self._delivered_s = [-math.inf] * len(self._tps)
         succession = around.succession_for
         self._succession = succession(partition) if succession is not None else None
 
     def begin(self, mark: Watermark | None) -> None:
         """After a claim."""
-        self._watched_s = self._claimed_s = time.monotonic()
+        self._watched_s = time.monotonic()
         self.idle.begin(mark.idle if mark else ())
 
     def delivered(self, source: int) -> None:
@@ -96,7 +99,7 @@ class Upkeep:
         """Nothing to process: read what nobody delivers, watch, and speak for the silent."""
         now = time.monotonic()
         for hole in self._intake.waiting_for():
-            if now - max(self._delivered_s[hole.source], self._claimed_s) > _QUIET_S:
+            if now - self._delivered_s[hole.source] > _QUIET_S:
                 await self.mend(hole)
                 self._wake()
                 return

@@ -2,8 +2,8 @@
 
 The store is featurestore's memory backend, a real implementation whose `restore` is a Redis that
 was rolled back. Records are produced to the broker; the owner reads them from the log by itself,
-or is handed deliveries. Nobody else delivers here, so that each step would wait for a pause of
-upkeep to end: those are cut short, except where a test is about how soon something is noticed.
+or is handed deliveries. The pauses of upkeep are cut short, except where a test is about how soon
+something is noticed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from streams.surroundings import Surroundings
 from streams.topics import log_id
 
 START_MS = 1_700_000_000_000
-PAUSES = {"_QUIET_S": 0.05, "_WATCH_S": 0.5, "_SILENCE_S": 0.2, "_SUCCESSION_S": 0.2}
+PAUSES = {"_WATCH_S": 0.5, "_SILENCE_S": 0.2, "_SUCCESSION_S": 0.2}
 
 
 def one_partition(bootstrap: str, prefix: str, **worker: Any) -> Settings:

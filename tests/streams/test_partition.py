@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from livevalue.embedded import Stack
-from streams import topics
+from streams import topics, upkeep
 from streams.emit import Published
 from streams.errors import PublishError
 from streams.held import Held
@@ -91,6 +91,16 @@ async def test_a_roll_back_behind_equal_positions_is_noticed_by_identity(
         await asyncio.gather(victim._task, return_exceptions=True)
     owning.own()
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
+    await owning.settle()
+    assert await owning.audit() == CLEAN
+
+
+async def test_after_a_claim_the_log_is_read_before_anything_is_delivered(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_QUIET_S", 3600.0)
+    await owning.send(40)
+    owning.own()
     await owning.settle()
     assert await owning.audit() == CLEAN
 
