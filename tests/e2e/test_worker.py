@@ -246,4 +246,3 @@ def test_without_a_broker_a_worker_still_stops_and_says_why(tmp_path: Path) -> N
             time.sleep(2)  # one that is stopped before it has missed the broker ends cleanly
             assert worker.stop(60) == 1
             assert "is the broker up?" in worker.log.read_text().splitlines()[-1]
-            alone.kafka.start()
