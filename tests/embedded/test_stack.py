@@ -56,18 +56,17 @@ async def test_a_warm_start_takes_at_most_five_seconds(folder: Path) -> None:
     assert took < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def test_both_servers_listen_on_loopback_only(folder: Path) -> None:
-    with Stack.started(folder) as stack:
-        assert stack.kafka is not None
-        assert stack.valkey is not None
-        for pid in (stack.kafka.pid, stack.valkey.pid):
-            listening = [
-                link.laddr.ip
-                for link in psutil.Process(pid).net_connections("inet")
-                if link.status == psutil.CONN_LISTEN
-            ]
-            assert listening
-            assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+def test_both_servers_listen_on_loopback_only(stack: Stack) -> None:
+    assert stack.kafka is not None
+    assert stack.valkey is not None
+    for pid in (stack.kafka.pid, stack.valkey.pid):
+        listening = [
+            link.laddr.ip
+            for link in psutil.Process(pid).net_connections("inet")
+            if link.status == psutil.CONN_LISTEN
+        ]
+        assert listening
+        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_data_and_ports_are_kept_over_a_restart(folder: Path) -> None:
@@ -128,15 +127,14 @@ def test_a_frozen_broker_still_stops(folder: Path) -> None:
     assert servers_in(folder) == []
 
 
-def test_valkey_never_evicts_and_writes_through(folder: Path) -> None:
-    with Stack.started(folder) as stack:
-        client = redis.Redis.from_url(stack.redis_url)
-        config = client.config_get("maxmemory-policy", "appendonly", "appendfsync")
-        assert config == {
-            "maxmemory-policy": "noeviction",
-            "appendonly": "yes",
-            "appendfsync": "always",
-        }
+def test_valkey_never_evicts_and_writes_through(stack: Stack) -> None:
+    client = redis.Redis.from_url(stack.redis_url)
+    config = client.config_get("maxmemory-policy", "appendonly", "appendfsync")
+    assert config == {
+        "maxmemory-policy": "noeviction",
+        "appendonly": "yes",
+        "appendfsync": "always",
+    }
 
 
 def test_a_second_stack_on_the_same_folder_is_refused(folder: Path) -> None:
@@ -161,16 +159,13 @@ async def test_a_cancelled_start_leaves_nothing(folder: Path) -> None:
         pass
 
 
-def test_servers_that_run_already_are_not_started(folder: Path, tmp_path: Path) -> None:
-    with Stack.started(folder) as running:
-        given = {"bootstrap": running.bootstrap, "redis_url": running.redis_url}
-        with Stack.started(tmp_path, **given) as stack:  # type: ignore[arg-type]
-            assert (stack.kafka, stack.valkey) == (None, None)
-            assert (stack.bootstrap, stack.redis_url) == (
-                running.bootstrap,
-                running.redis_url,
-            )
-            assert servers_in(tmp_path) == []
+def test_servers_that_run_already_are_not_started(stack: Stack, tmp_path: Path) -> None:
+    given = {"bootstrap": stack.bootstrap, "redis_url": stack.redis_url}
+    with Stack.started(tmp_path, **given) as pointed:  # type: ignore[arg-type]
+        assert (pointed.kafka, pointed.valkey) == (None, None)
+        assert (pointed.bootstrap, pointed.redis_url) == (stack.bootstrap, stack.redis_url)
+        assert servers_in(tmp_path) == []
+    assert stack.kafka is not None and stack.kafka.running
 
 
 def test_an_address_before_the_start_is_an_error_of_the_caller(tmp_path: Path) -> None:
