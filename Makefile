@@ -14,10 +14,10 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-e
 DEMO ?=
 CHAOS ?=
 TESTS ?= tests
-# Test files side by side; each job has an embedded stack of its own. A third of a test is waiting, so
-# that one job more than there are cores fills them.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 1 : 8)))
-# In the order of their names: those that take long begin first.
+# Test files side by side; each job has an embedded stack of its own, 0.9 GB in all. More than half of
+# a test is waiting, so that two jobs more than there are cores fill them.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 6 ? n + 2 : 8)))
+# In the order that tests/conftest.py gives: those that take long begin first.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 30
 OLD ?=
