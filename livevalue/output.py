@@ -40,6 +40,8 @@ class Output:
     def __init__(self, to: Path | None = None) -> None:
         self._to = to
         self._to_stdout = to is not None and str(to) == "-"
+        if to is not None and not self._to_stdout:
+            _check_writable(to)  # before the command does anything
         self.console = Console(
             stderr=self._to_stdout, highlight=False, markup=False, soft_wrap=True
         )
@@ -144,7 +146,34 @@ def _opened(path: Path, mode: str) -> Any:
     try:
         return path.open(mode, encoding="utf-8")
     except OSError as error:
-        raise Refused(f"cannot write {path} ({error.strerror}): name another file") from error
+        raise _cannot(path, error) from error
+
+
+def _check_writable(path: Path) -> None:
+    """Refused where `path` cannot be written; what it holds stays, and no file is left behind."""
+    there = path.exists()
+    if there and not (path.is_file() or path.is_dir()):
+        return  # a pipe: whoever reads it would take our look for the end
+    try:
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise _cannot(path, error) from error
+
+
+def _cannot(path: Path, error: OSError) -> Refused:
+    return Refused(f"cannot write {path} ({error.strerror}): name another file")
+
+
+def counted(n: int, what: str) -> str:
+    """A count of something that has a plural in s.
+
+    >>> counted(1, "order"), counted(1200, "order")
+    ('1 order', '1,200 orders')
+    """
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _shown(cell: object) -> str:

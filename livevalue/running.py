@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,23 @@ from streams.settings import Settings
 from streams.settings_sources import Environment, File
 
 FILE = "stack.json"
+_FOLDER = Path(".livevalue")
 
 
 def default_folder() -> Path:
     """Where `up` and `demo` run unless told otherwise."""
-    return Path(os.environ.get("LIVEVALUE_DIR") or ".livevalue")
+    return Path(os.environ.get("LIVEVALUE_DIR") or _FOLDER)
+
+
+def prefix(folder: Path) -> str:
+    """What a command in another terminal needs before it to find a stack in `folder`.
+
+    >>> prefix(Path(".livevalue")), prefix(Path("my trial"))
+    ('', "LIVEVALUE_DIR='my trial' ")
+    """
+    if folder.resolve() == _FOLDER.resolve():
+        return ""
+    return f"LIVEVALUE_DIR={shlex.quote(str(folder))} "
 
 
 def announce(

@@ -23,6 +23,8 @@ from featurestore.events import Browse, Interaction, Purchase
 from featurestore.partitioner import partition
 from livevalue.output import Refused
 from streams import topics
+from streams.codec import Codec
+from streams.delivery import Simple
 from streams.settings import KafkaSettings, Settings
 
 _MODELS: dict[str, type[Browse | Purchase | Interaction]] = {
@@ -93,14 +95,23 @@ def send(settings: Settings, made: Mapping[str, Any]) -> Sent:
     counts = topics.partition_counts(kafka)
     topic, key = topic_of(kafka, made["type"]), made["user_id"].encode()
     number = partition(key, counts[topic], kafka.partitioner)
+    value = orjson.dumps(made)
+    _check(settings, topic, number, key, value)
     with topics.translated(kafka):
         producer = _producer(kafka)
         try:
-            future = producer.send(topic, orjson.dumps(made), key=key, partition=number)
+            future = producer.send(topic, value, key=key, partition=number)
             written = future.get(timeout=_SEND_S)
         finally:
             producer.close(timeout=_SEND_S)
     return Sent(topic, written.partition, written.offset)
+
+
+def _check(settings: Settings, topic: str, number: int, key: bytes, value: bytes) -> None:
+    """Refused where a worker would make a dead letter of it: a currency without a rate, say."""
+    source = settings.kafka.sources.index(topic)
+    for found in Codec(settings).decode(source, number, [Simple(0, key, value)]).rejected:
+        raise Refused(f"this event is not accepted: {found.reason}: {found.detail}")
 
 
 def send_all(

@@ -177,10 +177,18 @@ class FileLog:
             yield p, self._decode(codec, p, waiting[p])
 
     def records(self) -> Iterator[tuple[str, bytes, bytes, int]]:
-        """(topic, key, value, log time) of each event in log order, as `send` writes them."""
-        topics = self.settings.kafka.sources
+        """(topic, key, value, log time) of each event in log order, as `send` writes them.
+
+        What a worker would reject is counted and left out.
+        """
+        kafka, codec = self.settings.kafka, Codec(self.settings)
         for record in self.file_records():
-            yield topics[record.source], record.key, record.value, record.timestamp
+            p = partition_of(record.key, kafka.partitions, kafka.partitioner)
+            rejected = codec.decode(record.source, p, [record]).rejected
+            if rejected:
+                self._reject(record.place, rejected[0])
+            else:
+                yield kafka.sources[record.source], record.key, record.value, record.timestamp
 
     def _decode(self, codec: Codec, partition: int, records: list[FileRecord]) -> EventBatch:
         decoded = []

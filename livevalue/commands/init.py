@@ -38,6 +38,6 @@ def init(
 
     out = Output(json)
     facts = start(folder, currency, time.time_ns() // 1_000_000)
-    out.say(f"{facts['name']} is in {folder}: {', '.join(facts['files'])}")
+    out.say(f"made {folder}: {', '.join(facts['files'])}")
     out.say(f"Next:  cd {folder} && livevalue up      (then as README.md says)")
     out.result(facts)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from livevalue.moments import moment
-from livevalue.output import Json, Output, Refused
+from livevalue.output import Json, Output, Refused, counted
 
 ORDER = 30
 _PANEL = "Use"
@@ -40,7 +40,10 @@ def get(
     with ValueClient.connect() as values:
         document = values.get(user, when)
     if document is None:
-        raise Refused(f"no value is known of user {user!r}: no event of theirs has been folded yet")
+        raise Refused(
+            f"no value is known of user {user!r}: no event of theirs has been folded yet, or none"
+            " since they were erased"
+        )
     out.say(f"{document['user_id']}  as of {document['as_of']}  ({document['evidence']})")
     unit = document["unit"]["code"]
     values = document["values"]
@@ -54,7 +57,7 @@ def get(
     )
     past = document["history"]
     out.say(
-        f"{past['orders']} orders, {past['spent']:,.2f} {unit} spent, last order "
+        f"{counted(past['orders'], 'order')}, {past['spent']:,.2f} {unit} spent, last order "
         f"{past['last_order_at'] or 'never'}; revision {document['revision']}, "
         f"because of {_cause(document)}"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, Refused
+from livevalue.output import Json, Output, Refused, counted
 
 ORDER = 29
 _PANEL = "Use"
@@ -126,7 +126,7 @@ def _send_file(
         sent = send_all(settings, log.records(), rate, told)
     left_out = {name: n for name, n in log.counts.items() if name not in ("rows", "order_lines")}
     told_out = ", ".join(f"{n:,} {name}" for name, n in sorted(left_out.items()) if n)
-    out.say(f"{sent:,} events sent" + (f"; {told_out}" if told_out else ""))
+    out.say(f"{counted(sent, 'event')} sent" + (f"; {told_out}" if told_out else ""))
     for rejection in log.rejections[:5]:
         # The other commands that read files have an option where this one has TYPE.
         detail = rejection.detail.replace("--type", f"`livevalue send purchase --from {path.name}`")
@@ -135,6 +135,6 @@ def _send_file(
     rejected = sum(n for name, n in left_out.items() if name.startswith("rejected"))
     if rejected and not sent:
         raise Refused(
-            f"nothing was sent and {rejected:,} rows were rejected: mend what the reasons above "
+            f"nothing was sent, {counted(rejected, 'row')} rejected: mend what the reasons above "
             "name; rows without a type need TYPE before --from, other columns --columns"
         )

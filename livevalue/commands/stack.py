@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from livevalue import running
 from livevalue.output import Json, Output
 
 ORDER = 10
@@ -40,7 +40,7 @@ def up(
 
     def ready(found: dict[str, object]) -> None:
         out.say(f"Kafka {found['kafka']}   Valkey {found['redis']}   in {found['dir']}")
-        where = f"LIVEVALUE_DIR={shlex.quote(str(dir))} " if dir else ""
+        where = running.prefix(dir or running.default_folder())
         out.say(f"Ready. A worker:  {where}livevalue run      Stop: Ctrl-C")
         out.result({name: found[name] for name in ("kafka", "redis", "pid")})
 

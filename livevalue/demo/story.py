@@ -29,7 +29,7 @@ from livevalue.demo.worker import Command
 from livevalue.embedded import Stack
 from livevalue.jobs.storing import backfill
 from livevalue.output import Refused
-from livevalue.running import announce, withdraw
+from livevalue.running import announce, prefix, withdraw
 from livevalue.sources import FileOptions
 from scoring.generation import Generation
 from streams import topics
@@ -126,7 +126,7 @@ class Demo:
         middle_ms = min(start_ms + (end_ms - start_ms) // 2, end_ms - 90 * DAY_MS)
         try:
             listener.start()
-            with Screen(self._console, "GBP", _join_in()) as screen:
+            with Screen(self._console, "GBP", _join_in(self.folder)) as screen:
                 self._await_values(listener, worker, screen, start_ms)
                 player.start()
                 while not player.finished:
@@ -320,9 +320,13 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _join_in() -> list[str]:
+def _join_in(folder: Path) -> list[str]:
+    """What to type in a second terminal, started where the demo was."""
     return [
-        "livevalue send purchase --user ada --amount 49.90",
-        "livevalue get ada",
-        "livevalue subscribe --user ada",
+        prefix(folder) + line
+        for line in (
+            "livevalue send purchase --user ada --amount 49.90",
+            "livevalue get ada",
+            "livevalue subscribe --user ada",
+        )
     ]

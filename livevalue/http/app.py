@@ -131,7 +131,10 @@ def value_of_a_user(
     found = values.get(user, None if at is None else _time(at))
     if found is None:
         return said(
-            404, "unknown_user", f"no value is known of {user!r}: no event of theirs was folded yet"
+            404,
+            "unknown_user",
+            f"no value is known of {user!r}: no event of theirs was folded yet, or none since they"
+            " were erased",
         )
     return reply(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featurestore.clock import Clocks, admit, frontier_ms
@@ -21,6 +21,10 @@ def events(rows: list[tuple[int, int, int]]) -> np.ndarray:
     return made
 
 
+@example([(0, 50, 50), (0, 40, 40)])  # at the edge: not late
+@example([(0, 50, 50), (0, 39, 39)])
+@example([(0, 50, 45)])  # at the skew: not from the future
+@example([(0, 50, 44)])
 @given(ROWS)
 def test_admission_equals_the_rules_event_by_event(rows: list[tuple[int, int, int]]) -> None:
     got = admit(events(rows), Clocks.start(2), LATENESS, SKEW)

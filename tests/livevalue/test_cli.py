@@ -226,6 +226,10 @@ def test_send_puts_the_event_where_the_worker_expects_it(
 def test_send_refuses_what_the_worker_would_reject(run: Run, deployed: dict[str, str]) -> None:
     done = run("send", "purchase", "--user", "ada", "--amount", "1e999", **deployed)
     assert "not accepted: amount" in _one_line(done)
+    done = run(
+        *("send", "purchase", "--user", "ada", "--amount", "1", "--currency", "XTS"), **deployed
+    )
+    assert "no rate of XTS to GBP: add one to value.rates" in _one_line(done)
 
 
 def test_send_a_file_in_time_order(run: Run, deployed: dict[str, str], tmp_path: Path) -> None:
@@ -236,6 +240,14 @@ def test_send_a_file_in_time_order(run: Run, deployed: dict[str, str], tmp_path:
         "2011-01-02T00:00:00Z,,2\n"
         "2011-01-02T00:00:00Z,ada,2.50\n"
     )
+    (tmp_path / "foreign.jsonl").write_text(
+        '{"type":"purchase","user_id":"cleo","event_time":5,"amount":"4","currency":"XTS"}\n'
+        '{"type":"purchase","user_id":"cleo","event_time":6,"amount":"4","currency":"GBP"}\n'
+    )
+    done = run("send", "--from", "foreign.jsonl", **deployed)
+    assert done.stdout.startswith("1 event sent; ")
+    assert "1 rejected_unknown_currency" in done.stdout
+    assert "! foreign.jsonl:1: unknown_currency: no rate of XTS" in done.stdout
     done = run(
         *("send", "purchase", "--from", "orders.csv", "--json", "sent.json"),
         *("--columns", "event_time=when,user_id=who,amount=total"),
@@ -244,7 +256,8 @@ def test_send_a_file_in_time_order(run: Run, deployed: dict[str, str], tmp_path:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "sent.json").read_text())
     assert (result["sent"], result["anonymous"]) == (3, 1)
-    records = _read(deployed, deployed["LIVEVALUE_KAFKA__PURCHASE"], partition("ada", 3))
+    found = _read(deployed, deployed["LIVEVALUE_KAFKA__PURCHASE"], partition("ada", 3))
+    records = [r for r in found if r.key == b"ada"]
     assert [json.loads(r.value)["amount"] for r in records] == ["1", "2.50", "3"]
     assert [r.timestamp for r in records] == sorted(r.timestamp for r in records)
 
@@ -254,7 +267,7 @@ def test_a_file_of_which_nothing_is_sent_says_what_to_type(
 ) -> None:
     (tmp_path / "cdnow.csv").write_text("user_id,event_time,amount\nada,2011-01-03T00:00:00Z,3\n")
     done = run("send", "--from", "cdnow.csv", **deployed)
-    assert "nothing was sent and 1 rows were rejected" in _one_line(done)
+    assert "nothing was sent, 1 row rejected" in _one_line(done)
     assert "! cdnow.csv:1: missing_field: type: say which" in done.stdout
     assert "`livevalue send purchase --from cdnow.csv`" in done.stdout
     assert "--type" not in done.stdout + done.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from livevalue.bars import bar, stages
-from livevalue.output import Output
+from livevalue.output import Output, Refused
 
 
 def test_a_piped_table_is_as_wide_as_its_content(
@@ -22,6 +24,19 @@ def test_a_piped_table_is_as_wide_as_its_content(
         ["3", digest, "kafka "],
         ["4", "x", "a file"],
     ]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    for there in (tmp_path, tmp_path / "nowhere" / "result.json"):
+        with pytest.raises(Refused, match=r"cannot write .*: name another file"):
+            Output(there)
+    fresh, kept, pipe = tmp_path / "fresh", tmp_path / "kept", tmp_path / "pipe"
+    kept.write_text("before")
+    os.mkfifo(pipe)
+    for there in (fresh, kept, pipe, Path("-")):
+        Output(there)
+    assert not fresh.exists()
+    assert kept.read_text() == "before"
 
 
 def _clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -261,7 +261,7 @@ async function load(user) {
     if (error.status === 404) {
       $("user").hidden = true;
       $("nobody").hidden = false;
-      $("nobody").textContent = `No event of ${user} has been folded yet.`;
+      $("nobody").textContent = `No event of ${user} has been folded yet, or none since they were erased.`;
     } else {
       trouble(error);
     }
