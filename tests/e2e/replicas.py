@@ -135,6 +135,20 @@ class SentinelSet:
                 continue
         raise TimeoutError("no Sentinel answers")
 
+    def client(self) -> redis.Redis:
+        """Of the master."""
+        return self.nodes.running[self.master()].client()
+
+    def pair(self) -> tuple[One, One]:
+        """Master and replica."""
+        nodes, old = self.nodes.running, self.master()
+        (new,) = nodes.keys() - {old, *self.sentinels}
+        return nodes[old], nodes[new]
+
+    def leads(self, one: One) -> bool:
+        """Whether whoever asks is sent to it."""
+        return self.master() == one.port
+
 
 @contextmanager
 def sentinel_set(folder: Path, wire: Wire | None = None) -> Iterator[SentinelSet]:
@@ -222,6 +236,17 @@ class ClusterSet:
         node = self.client().get_node_from_key(key)  # type: ignore[no-untyped-call]
         assert node is not None
         return self.nodes.running[int(node.port)]
+
+    def pair(self, partition: int = 0) -> tuple[One, One]:
+        """The master that holds a partition of ours, and its replica."""
+        old = self.owner(f"lv:{{{partition}}}:seq")
+        (new,) = replicas(self.nodes.running, old)
+        return old, new
+
+    def leads(self, one: One) -> bool:
+        """Whether the cluster as a whole takes it for the owner of partition 0."""
+        node = self.client().get_node_from_key("lv:{0}:seq")  # type: ignore[no-untyped-call]
+        return node is not None and node.port == one.port
 
 
 @contextmanager

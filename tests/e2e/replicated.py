@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.chaos.auditor import Audit
 from livevalue.client import ValueClient
 from streams import topics
 from tests.e2e.deployment import Deployment, send_all, some_events
@@ -20,6 +19,7 @@ class OnReplicas(Deployment):
         topics.apply(self.settings)
         self._producer = None
         self.redis: Any = None
+        self._began = time.monotonic()
         return self
 
     def look(self, client: Any) -> None:
@@ -27,17 +27,16 @@ class OnReplicas(Deployment):
             self.redis.close()
         self.redis = client
 
-    def load(self, first: int, count: int) -> int:
-        """Events from number `first` on; -> how many there are by now."""
-        send_all(self, list(some_events(count, USERS, first=first)))
-        return first + count
+    def load(self, count: int) -> None:
+        """So many events more."""
+        send_all(self, list(some_events(count, USERS, first=self.sent)))
 
     def rolled_back(self) -> int:
         """How often a worker saw that its Redis had gone back."""
         return sum(len(w.lines("redis was rolled back")) for w in self.workers.values())
 
-    def judge(self, what: str, began: float) -> Audit:
-        """No worker ended, nothing halted, readers read, and the audit finds nothing."""
+    def judge(self, what: str) -> None:
+        """No worker ended, nothing halted, readers read; the audit finds all and nothing wrong."""
         for worker in self.workers.values():
             assert worker.exit_code is None, worker.log.read_text()[-2000:]
             assert not worker.lines("partition halted")
@@ -47,7 +46,7 @@ class OnReplicas(Deployment):
         for worker in self.workers.values():
             assert worker.stop() == 0
         found = self.audit()
-        seconds, backs = time.monotonic() - began, self.rolled_back()
+        seconds, backs = time.monotonic() - self._began, self.rolled_back()
         print(f"{what}: {backs} roll-backs, {seconds:.0f} s, {found}")
         assert found.clean, found
-        return found
+        assert found.records == self.sent

@@ -89,14 +89,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Steady:
     """Events at a steady rate from a thread, while something else goes on."""
 
-    def __init__(self, deployment: OnReplicas, first: int) -> None:
-        self.sent = first
+    def __init__(self, deployment: OnReplicas) -> None:
         self._deployment, self._over = deployment, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Steady:
+    def __enter__(self) -> None:
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -104,7 +102,7 @@ class Steady:
 
     def _run(self) -> None:
         while not self._over.wait(0.1):
-            self.sent = self._deployment.load(self.sent, 30)
+            self._deployment.load(30)
 
 
 def test_slots_that_move_key_by_key_and_at_once_lose_and_double_nothing(
@@ -112,14 +110,13 @@ def test_slots_that_move_key_by_key_and_at_once_lose_and_double_nothing(
 ) -> None:
     with cluster_set(folder) as servers:
         settings = deployment_settings(stack.bootstrap, servers.url, topic_prefix)
-        began = time.monotonic()
         with OnReplicas(settings, folder) as deployment:
             deployment.look(servers.client())
             deployment.start()
-            sent = deployment.load(0, EVENTS // 2)
+            deployment.load(EVENTS // 2)
             deployment.settle()
             for partition in (0, 1):
-                with Steady(deployment, sent) as steady:
+                with Steady(deployment):
                     move = Move(servers, partition)
                     move.begin()
                     move.leave(pages=len(move.left()) // _PAGE // 2, pause_s=0.05)
@@ -133,11 +130,9 @@ def test_slots_that_move_key_by_key_and_at_once_lose_and_double_nothing(
                     assert back.source is move.target
                     back.at_once()
                     time.sleep(2.0)
-                sent = steady.sent
                 deployment.look(servers.client())
                 deployment.settle()
-            found = deployment.judge("redis+cluster: 4 slots moved", began)
-            assert found.records == sent
+            deployment.judge("redis+cluster: 4 slots moved")
             assert deployment.rolled_back() == 0
 
 
