@@ -50,6 +50,7 @@ _TOPIC_IDS_S = 1.0  # claims run in parallel: one question serves them all
 _LIVE_S = 30.0
 _LEAVE_S = 10.0
 _STOP_S = 40.0  # of a graceful stop: the batch at hand, what is to be published, the group
+_UNBEGUN_S = 5.0  # the same where no partition was ever ours: a broker that went as we started
 _GC_THRESHOLD = 50_000  # with gc.freeze: 25-30 % of CPU (measured)
 
 
@@ -118,8 +119,17 @@ class WorkerApp(faust.App):
 
     async def stop(self) -> None:
         """Stop in order, but not for ever: without a broker Faust's consumer never stops."""
-        with _deadline(_STOP_S, "not stopped"), self.livevalue.leaving:
+        patience_s = _STOP_S if self.livevalue.tasks else _UNBEGUN_S
+        with _deadline(patience_s, "not stopped"), self.livevalue.leaving:
             await super().stop()
+
+
+class Process(faust.Worker):
+    """Faust's process around an app, once all that a worker needs is found to be there."""
+
+    def __init__(self, app: WorkerApp, *args: Any, **kwargs: Any) -> None:
+        _check(app.livevalue.settings)
+        super().__init__(app, *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -157,6 +167,7 @@ def create_app(settings: Settings) -> WorkerApp:
         stream_wait_empty=False,
         logging_config=configuration(settings.worker.log_level),
         worker_redirect_stdouts=False,
+        Worker=Process,
     )
     channel = app.channel(maxsize=_CHANNEL)
     transport.bind(app, channel, kafka, settings.worker.batch)
@@ -260,6 +271,25 @@ async def preflight(settings: Settings, stores: Stores) -> None:
     await stores.generation("")
 
 
+def _check(settings: Settings) -> None:
+    """`preflight` before there is a worker; what an operator must do ends the process."""
+    stores = Stores(settings)
+
+    async def check() -> None:
+        try:
+            await preflight(settings, stores)
+        finally:
+            await stores.close()
+
+    loop = asyncio.new_event_loop()  # asyncio.run would leave the caller without his own
+    try:
+        loop.run_until_complete(check())
+    except _SAID as error:
+        _end(error)
+    finally:
+        loop.close()
+
+
 def _coordinated(app: WorkerApp) -> bool:
     """Whether the group's coordinator is known."""
     if app._consumer is None:
@@ -273,16 +303,7 @@ def run(settings: Settings) -> NoReturn:
     logging.config.dictConfig(configuration(settings.worker.log_level))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    stores = Stores(settings)
-
-    async def check() -> None:
-        try:
-            await preflight(settings, stores)
-        finally:
-            await stores.close()
-
     try:
-        loop.run_until_complete(check())
         app = create_app(settings)
     except _SAID as error:
         _end(error)

@@ -148,9 +148,14 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LIVEVALUE_DEBUG", ""), ("LIVEVALUE_VALUE__RULES", "xx")]
+    ("name", "value"),
+    [
+        ("LIVEVALUE_DEBUG", ""),
+        ("LIVEVALUE_VALUE__RULES", "xx"),
+        ("LIVEVALUE_KAFKA__BOOTSTRAP", "127.0.0.1:1"),
+    ],
 )
-def test_faust_that_cannot_make_its_app_ends_with_one_line(
+def test_a_worker_that_faust_cannot_start_ends_with_one_line(
     tmp_path: Path, name: str, value: str
 ) -> None:
     done = subprocess.run(
@@ -163,6 +168,26 @@ def test_faust_that_cannot_make_its_app_ends_with_one_line(
     )
     wanted = name if value else "LIVEVALUE_KAFKA__BOOTSTRAP"
     assert wanted in _one_line(done)
+
+
+def test_a_broker_that_goes_as_a_worker_starts_ends_it_soon(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(
+        "from streams import app\n"
+        "async def nothing_is_wrong(*_): ...\n"
+        "app.preflight = nothing_is_wrong\n"
+        "app.main()\n"
+    )
+    gone = _environment({"LIVEVALUE_KAFKA__BOOTSTRAP": "127.0.0.1:1"})
+    done = subprocess.run(
+        [sys.executable, "start.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=gone,
+        timeout=30,  # with something to finish it may take 40 s
+    )
+    assert done.returncode == 1
+    assert "not stopped within 5 s: is the broker up?" in done.stderr
 
 
 def test_a_missing_topic_says_what_to_run(run: Run, deployed: dict[str, str]) -> None:
