@@ -28,7 +28,7 @@ from featurestore.backends.redis import RedisStore
 from featurestore.settings import StoreSettings
 from featurestore.state import States
 from featurestore.store import FeatureStore
-from scoring import scorer
+from scoring import inputs
 from scoring.scorer import Scorer
 from streams import pipeline
 from streams.codec import Codec
@@ -103,7 +103,7 @@ def observe(pipe: Pipeline) -> Parts:
     parts.wrap(States, "encode", "state: encode")
     parts.wrap(States, "select", "state: select")
     parts.wrap(pipeline, "fold", "fold")
-    parts.wrap(scorer, "encode", "features")
+    parts.wrap(inputs, "encode", "features")
     parts.wrap(served, "advance", "model: advance")
     parts.wrap(served, "predict", "model: predict")
     parts.wrap(pipe.scorer, "unpack", "carry: unpack")
