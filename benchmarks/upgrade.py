@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from livevalue.embedded import Stack
+from scoring.settings import ModelSettings
 from streams.row import split
 from tests.e2e.deployment import (
     ROOT,
@@ -194,6 +195,9 @@ def main() -> int:
 
     with Stack.started(folder / "stack") as stack:
         settings = deployment_settings(stack.bootstrap, stack.redis_url, "up.", partitions=4)
+        # said to both versions: a default that has changed is another fingerprint
+        knots = ModelSettings(silence_days=ModelSettings().silence_days)
+        settings = settings.model_copy(update={"model": knots})
         with Deployment(settings, folder, forks=False) as deployment:
             found = roll(deployment, old, say)
     print(json.dumps(found), flush=True)

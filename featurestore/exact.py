@@ -27,7 +27,12 @@ _KINDS = ("browse", "purchase", "interaction")
 
 
 def exact_features(
-    side: Side, as_of_ms: int, log_start_ms: int | None, settings: FeatureSettings
+    side: Side,
+    as_of_ms: int,
+    log_start_ms: int | None,
+    settings: FeatureSettings,
+    *,
+    held: bool = False,
 ) -> dict[str, float]:
     """Value of every feature of a side with at least one event, at or after that event."""
     assert side.first_ms is not None
@@ -98,6 +103,14 @@ def exact_features(
         out[f"orders_{window}d"] = math.log1p(tally.orders)
         out[f"events_{window}d"] = math.log1p(tally.events)
         out[f"value_{window}d"] = _signed(tally.value_micro / 1e6)
+    of_value = [
+        moment for moment in (side.last_order_ms, side.last_refund_ms) if moment is not None
+    ]
+    for h, half_life in enumerate(half_lives_ms(settings)):
+        back = 2 ** ((last - max(of_value, default=last)) / half_life)
+        out[f"held_orders_{h + 1}"] = math.log1p(back * side.decayed_sum("orders", h))
+        value = sum(side.decayed_sum(f"value_{kind}", h) for kind in _KINDS)
+        out[f"held_value_{h + 1}"] = _signed(back * value)
     if settings.social:
         # The codes are exact, how many users they stand for is not: features.SOCIAL says how far.
         free = max(CIRCLE - 1 - len(side.circle), 0.5)
@@ -107,7 +120,7 @@ def exact_features(
         for h, half_life in enumerate(half_lives_ms(settings)):
             left = 2 ** (-(as_of_ms - last) / half_life)
             out[f"decayed_edges_{h + 1}"] = math.log1p(left * side.decayed_sum("edges", h))
-    return {feature.name: out[feature.name] for feature in table(settings)}
+    return {feature.name: out[feature.name] for feature in table(settings, held=held)}
 
 
 def bound(name: str, side: Side, as_of_ms: int) -> float:

@@ -1,10 +1,10 @@
 """The feature table: what a model sees of a user at a query time, one row each.
 
 `FEATURES` names the columns of vector.encode in order: first those that do not depend on the
-query time, then those that move with it. Where the setting `social` is on, SOCIAL stands behind
-them; `table` gives what the settings ask for. Magnitudes are log1p-transformed. `error` says how
-far a column may be from an exact computation over all events; tests hold each to it. Everywhere,
-float32 arithmetic adds a relative error of about 1e-6.
+query time, then those that move with it. Behind them stand HELD for whoever asks for them, and
+SOCIAL where the setting `social` is on; `table` gives what is asked for. Magnitudes are
+log1p-transformed. `error` says how far a column may be from an exact computation over all events;
+tests hold each to it. Everywhere, float32 arithmetic adds a relative error of about 1e-6.
 
 "Never" is written as ten years before the user's last event.
 """
@@ -129,6 +129,26 @@ def _moving() -> list[Feature]:
 _STATIC, _MOVING = _static(), _moving()
 STATIC: Final = len(_STATIC)  # columns that do not depend on the query time; they come first
 FEATURES: Final[tuple[Feature, ...]] = (*_STATIC, *_MOVING)
+WINDOWS: Final = tuple(f.name for f in _MOVING[-3 * len(WINDOWS_DAYS) :])
+
+
+def _held() -> list[Feature]:
+    table = []
+    for h, ordinal in enumerate(("first", "second", "third")):
+        window = f"{ordinal} half-life"
+        for what, unit, meaning in (
+            ("orders", _COUNT, "decayed orders"),
+            ("value", _MONEY, "decayed value"),
+        ):
+            meaning += " as of the last event of value"
+            table.append(Feature(f"held_{what}_{h + 1}", unit, window, meaning, _DECAY))
+    return table
+
+
+# How lively a user was when he last was: unlike what a window holds, silence does not move it, so
+# that the value of a model that reads it does not bend where orders leave a window. And unlike a
+# window that ends at the last event, no event without value moves it.
+HELD: Final[tuple[Feature, ...]] = tuple(_held())
 
 # An edge is an interaction that names another user (target_user_id), by whatever action.
 _COUNTED = (
@@ -152,10 +172,10 @@ def _social() -> list[Feature]:
 SOCIAL: Final[tuple[Feature, ...]] = tuple(_social())
 
 
-def table(settings: FeatureSettings) -> tuple[Feature, ...]:
+def table(settings: FeatureSettings, *, held: bool = False) -> tuple[Feature, ...]:
     """The columns of vector.encode under these settings, in order.
 
     >>> len(table(FeatureSettings(social=True))) - len(table(FeatureSettings()))
     6
     """
-    return (*FEATURES, *SOCIAL) if settings.social else FEATURES
+    return (*FEATURES, *(HELD if held else ()), *(SOCIAL if settings.social else ()))

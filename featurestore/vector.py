@@ -17,6 +17,7 @@ import numpy.typing as npt
 from featurestore.columns import NO_TIME
 from featurestore.features import (
     FEATURES,
+    HELD,
     NEVER_DAYS,
     PRIOR_ORDERS,
     SOCIAL,
@@ -27,7 +28,17 @@ from featurestore.features import (
 from featurestore.fold_settings import DAY_MS, WEEK_MS, half_lives_ms
 from featurestore.rows import Records
 from featurestore.settings import FeatureSettings
-from featurestore.state import ACTIONS, BUCKETS, CATEGORIES, CHANNELS, CIRCLE, HOURS, States
+from featurestore.state import (
+    ACTIONS,
+    BUCKETS,
+    CATEGORIES,
+    CHANNELS,
+    CIRCLE,
+    HOURS,
+    ORDERS,
+    VALUES,
+    States,
+)
 from featurestore.step import TOKENS
 
 __all__ = ["FEATURES", "TOKENS", "encode"]
@@ -44,6 +55,7 @@ _CHUNK = 256
 _RECENCIES, _AGES = 6, 3
 _DECAYED = STATIC + _RECENCIES + _AGES
 _WINDOWS = len(FEATURES) - 3 * len(WINDOWS_DAYS)
+_DOUBLINGS = 1000.0  # more would leave the range of a double
 
 
 def encode(
@@ -51,22 +63,33 @@ def encode(
     as_of_ms: Times,
     log_start_ms: int | None,
     settings: FeatureSettings,
+    *,
+    held: bool = False,
+    windows: bool = True,
 ) -> Floats:
     """Features of `sides` (U,) STATE at `as_of_ms` (U,) -> (U, F), or (U, K) -> (U, K, F).
 
     States stand for their heads. log_start_ms: first event time of the log that the model knows.
+    held: with the columns HELD. windows: off leaves those of windows 0, which take half the time,
+    for whoever does not read them.
     """
     rows = sides.head if isinstance(sides, States) else sides
     when = as_of_ms[:, None] if as_of_ms.ndim == 1 else as_of_ms
-    out = np.empty((*when.shape, len(table(settings))), np.float32)
+    out = np.empty((*when.shape, len(table(settings, held=held))), np.float32)
     for begin in range(0, len(rows), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        _encode(rows[part], when[part], log_start_ms, settings, out[part])
+        _encode(rows[part], when[part], log_start_ms, settings, held, windows, out[part])
     return out[:, 0] if as_of_ms.ndim == 1 else out
 
 
 def _encode(
-    sides: Records, when: Times, log_start_ms: int | None, settings: FeatureSettings, out: Floats
+    sides: Records,
+    when: Times,
+    log_start_ms: int | None,
+    settings: FeatureSettings,
+    held: bool,
+    windows: bool,
+    out: Floats,
 ) -> None:
     out[:, :, :STATIC] = _static(sides, settings.order_value_prior)[:, None]
     last = sides["last_ms"]
@@ -85,9 +108,16 @@ def _encode(
     np.log(logs, out=logs)
 
     _decayed(sides, last, silence, settings, out[:, :, _DECAYED:_WINDOWS])
-    _windows(sides, last, silence, out[:, :, _WINDOWS : len(FEATURES)])
+    if windows:
+        _windows(sides, last, silence, out[:, :, _WINDOWS : len(FEATURES)])
+    else:
+        out[:, :, _WINDOWS : len(FEATURES)] = 0
+    end = len(FEATURES)
+    if held:
+        out[:, :, end : end + len(HELD)] = _held(sides, last, settings)[:, None]
+        end += len(HELD)
     if settings.social:
-        _social(sides, last, silence, settings, out[:, :, len(FEATURES) :])
+        _social(sides, last, silence, settings, out[:, :, end:])
     # Of whom nothing is known, everything is never; they have been with us for no time.
     out[~known, :, STATIC + _RECENCIES] = 0
 
@@ -193,6 +223,19 @@ def _decayed(
     np.log(out, out=out)
     if negative:
         np.copysign(out, sign, out=out)
+
+
+def _held(sides: Records, last: Times, settings: FeatureSettings) -> Floats:
+    """Decayed orders and value as of the last event of value, (U, HELD)."""
+    out = np.empty((len(sides), len(HELD)), np.float32)
+    moment = np.maximum(sides["last_order_ms"], sides["last_refund_ms"])
+    passed = last - np.where(moment == NO_TIME, last, moment)
+    for h, half_life in enumerate(half_lives_ms(settings)):
+        grown = np.exp2(np.minimum((passed - last % half_life) / half_life, _DOUBLINGS))
+        sums = sides["decayed"][:, h]
+        out[:, 2 * h] = _log1p(sums[:, ORDERS] * grown)
+        out[:, 2 * h + 1] = _signed(sums[:, VALUES:].sum(axis=1) * grown)
+    return out
 
 
 def _windows(sides: Records, last: Times, silence: Floats, out: Floats) -> None:

@@ -1,6 +1,7 @@
 """The columns that a generation reads, by name: of the fold, and of the table that it carries.
 
-`manifest.features` names them in order; none named means features.FEATURES. Columns of edges are
+`manifest.features` names them in order; none named means features.FEATURES. Held columns
+(features.HELD) are always there for who names them. Columns of edges are
 there where the setting `features.social` is on, interests where `features.interests` is and the
 generation has their directions (scoring.interests), columns of neighbours where it has a table
 (scoring.social). A generation that names none of them is served as if there were none.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.features import FEATURES, SOCIAL, table
+from featurestore.features import FEATURES, HELD, SOCIAL, WINDOWS, table
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from featurestore.vector import encode, interests
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from scoring.training.examples import Examples
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
+HELD_NAMES = tuple(feature.name for feature in HELD)
 SOCIAL_NAMES = tuple(feature.name for feature in SOCIAL)
-KNOWN = frozenset((*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES))
+KNOWN = frozenset((*FEATURE_NAMES, *HELD_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES))
 
 
 def readable(settings: FeatureSettings) -> frozenset[str]:
@@ -68,18 +70,27 @@ class Inputs:
             if reads and name not in files:
                 raise GenerationError(f"the generation lacks {name}: publish it again")
         self._log_start_ms = manifest.log_start_ms
-        # What is not read is not encoded.
+        # What is not read is not encoded: the columns of windows stay 0 where none was trained on.
+        self._held = not set(wanted).isdisjoint(HELD_NAMES)
+        self._windows = not set(manifest.trained_features or wanted).isdisjoint(WINDOWS)
         self._settings = settings if edges else settings.model_copy(update={"social": False})
         self._table = Table.load(files[NEIGHBOURS]) if near else None
         self._directions = Directions.load(files[DIRECTIONS]) if liked else None
-        made = [feature.name for feature in table(self._settings)]
+        made = [feature.name for feature in table(self._settings, held=self._held)]
         made += INTEREST_NAMES if liked else ()
         made += NEAR_NAMES if near else ()
         self._pick = positions(made, wanted)
 
     def encode(self, states: States, when_ms: npt.NDArray[np.int64]) -> Floats:
         """Columns (U, K, F) of users at `when_ms` (U, K)."""
-        out = encode(states, when_ms, self._log_start_ms, self._settings)
+        out = encode(
+            states,
+            when_ms,
+            self._log_start_ms,
+            self._settings,
+            held=self._held,
+            windows=self._windows,
+        )
         more = []  # the same at all query times
         if self._directions is not None:
             more.append(self._directions(interests(states.head)))

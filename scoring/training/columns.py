@@ -1,9 +1,9 @@
 """The columns that a family is fitted to where it takes all there are, and what they are read by.
 
-A family that takes them all reads the fold's own features, then the user's edges (setting
-`features.social`), his interests (`features.interests`, along directions found in the rows that it
-is fitted to) and what is known of his neighbours. Interests are left out as long as a type of event
-is unseen: any event can carry words, so a topic that training never saw would move values.
+A family that takes them all reads the fold's own features and those held, then the user's edges
+(setting `features.social`), his interests (`features.interests`, along directions found in the rows
+that it is fitted to) and what is known of his neighbours. Interests are left out as long as a type
+of event is unseen: any event can carry words, so a topic that training never saw would move values.
 
 Shapes as in scoring.training.examples.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from scoring import interests, social
-from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES
+from scoring.inputs import FEATURE_NAMES, HELD_NAMES, SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
 from scoring.social import NEAR_NAMES, Table
@@ -34,7 +34,7 @@ class Columns:
     def of(cls, rows: Examples, *, near: bool = True) -> Columns:
         """All that rows have; those of neighbours only if asked for.
 
-        Columns of the fold's features alone where neither setting is on and the log has no edge.
+        Those of the fold and those held alone where neither setting is on and the log has no edge.
         """
         there, directions = {*rows.names}, None
         if rows.words.any() and not moved_by(unseen(rows.seen_types)) & {*INTEREST_NAMES}:
@@ -42,7 +42,7 @@ class Columns:
             directions = Directions.of(rows.words)
         if not near:
             there.difference_update(NEAR_NAMES)
-        order = (*FEATURE_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
+        order = (*FEATURE_NAMES, *HELD_NAMES, *SOCIAL_NAMES, *INTEREST_NAMES, *NEAR_NAMES)
         names = tuple(name for name in order if name in there)
         return cls(names, directions, rows.table if near else None)
 

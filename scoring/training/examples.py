@@ -199,7 +199,7 @@ class ExampleBuilder:
                 continue
             states = states.select(known)
             as_of = np.maximum(states.head["last_ms"], at_ms)
-            made = encode(states, as_of[:, None], self._log_start_ms, self._features)
+            made = encode(states, as_of[:, None], self._log_start_ms, self._features, held=True)
             words = interests(states.head) if self._features.interests else made[:, 0, :0]
             yield states.users, made[:, 0], words
 
@@ -225,8 +225,8 @@ class ExampleBuilder:
     def _labelled(self) -> Examples:
         # what an erasure forgets leaves neither a row nor a label behind
         erased_ms = np.array(self._erased_ms, np.int64)
-        beyond = len(table(self._features)) - len(FEATURES)
-        made = _Rows.join(self._rows, beyond, WORDS if self._features.interests else 0)
+        more = table(self._features, held=True)[len(FEATURES) :]
+        made = _Rows.join(self._rows, len(more), WORDS if self._features.interests else 0)
         made = made.only(self._cutoffs[made.window] > erased_ms[made.user])
         cut = self._cutoffs[made.window]
         value, between = self._values.labels(made.user, cut, self._horizons_s, erased_ms)
@@ -249,8 +249,8 @@ class ExampleBuilder:
             seen_types=tuple(kind.name.lower() for kind in Kind if kind in self._kinds),
             log_start_ms=self._first_ms or 0,
             clock_ms=self._clock_ms,
-            extra=made.edges,
-            extra_names=tuple(f.name for f in table(self._features)[len(FEATURES) :]),
+            extra=made.extra,
+            extra_names=tuple(f.name for f in more),
             table=None,
             words=made.words,
         )
@@ -316,18 +316,18 @@ class _Rows:
     user: Ints
     window: Ints
     features: Floats
-    edges: Floats
+    extra: Floats
     words: Floats
     sequence: Ints
     position: Ints
 
     @classmethod
-    def join(cls, parts: Sequence[_Rows], edges: int, words: int) -> _Rows:
+    def join(cls, parts: Sequence[_Rows], extra: int, words: int) -> _Rows:
         if not parts:
             none = np.empty(0, np.int64)
-            sizes = (len(FEATURES), edges, words)
-            features, extra, hashed = (np.empty((0, size), np.float32) for size in sizes)
-            return cls(none, none, features, extra, hashed, none, none)
+            sizes = (len(FEATURES), extra, words)
+            features, beside, hashed = (np.empty((0, size), np.float32) for size in sizes)
+            return cls(none, none, features, beside, hashed, none, none)
         names = cls.__slots__
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 

@@ -40,7 +40,7 @@ from scoring.training.splits import held_out, late
 from scoring.training.teacher import Teacher
 from scoring.zoo import NETS
 from scoring.zoo.nets import Frame, Net, Scaling
-from scoring.zoo.seen import DRIFTING, moved_by, tokens_moved_by, unseen
+from scoring.zoo.seen import DRIFTING, NOT_FOR_NETS, moved_by, tokens_moved_by, unseen
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 Watch = Callable[[int, int, float], None]  # epochs done, in all, held-out loss; may raise to stop
@@ -219,7 +219,7 @@ def _new_net(examples: Examples, settings: TrainingSettings, columns: Columns) -
     """Scaled to the examples, started at their base rates."""
     names = columns.names
     unknown = unseen(examples.seen_types)
-    silent, mute = moved_by(unknown) | DRIFTING, tokens_moved_by(unknown)
+    silent, mute = moved_by(unknown) | DRIFTING | NOT_FOR_NETS, tokens_moved_by(unknown)
     steps = examples.tokens if len(examples.tokens) else np.zeros((1, len(TOKENS)), np.float32)
     frame = Frame(
         Scaling.of(steps, np.array([name in mute for name in TOKENS])),

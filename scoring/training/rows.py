@@ -1,10 +1,10 @@
 """Training rows as columns: what was known of a user at a cut-off, and what came after.
 
 scoring.training.examples makes them of a log, point-in-time. Beside `features` stand `extra`
-columns: a user's edges where the setting `social` is on, and what is known of neighbours
-(scoring.social) at the row's cut-off where the log has edges. `table` is the latter at the log's
-clock, for the generation to carry. `words` are what a user's events were about where the setting
-`interests` is on; what a model reads of them its own directions tell.
+columns: those held (features.HELD), a user's edges where the setting `social` is on, and what is
+known of neighbours (scoring.social) at the row's cut-off where the log has edges. `table` is the
+latter at the log's clock, for the generation to carry. `words` are what a user's events were about
+where the setting `interests` is on; what a model reads of them its own directions tell.
 
 Shapes: N rows (a user at a cut-off), W cut-offs, H horizons, F features, S steps of Q sequences
 end to end, T tokens. Times are integer milliseconds, UTC; value in major units.

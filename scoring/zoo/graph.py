@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from scoring.generation import Generation, Manifest, build
+from scoring.inputs import HELD_NAMES
 from scoring.interface import Floats
 from scoring.training.columns import Columns
 from scoring.training.examples import Examples
@@ -43,7 +44,8 @@ def train(examples: Examples, ridge: float = RIDGE) -> Generation:
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
         columns = Columns.of(rows)
         x = columns.read(rows)
-        silent = moved_by(unseen(rows.seen_types)) | DRIFTING
+        # as the other linear families, it reads windows, not what is held
+        silent = moved_by(unseen(rows.seen_types)) | DRIFTING | {*HELD_NAMES}
         keep = two_part.varies(x) & np.array([name not in silent for name in columns.names])
         arrays = fit(x[:, keep], Labels.of(rows), ridge)
         return generation(manifest, columns, keep, arrays)

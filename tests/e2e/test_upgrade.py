@@ -26,13 +26,17 @@ from featurestore.settings import FeatureSettings
 from livevalue.embedded import Stack
 from scoring.generation import Generation
 from scoring.registry import Registry
+from scoring.settings import ModelSettings
 from streams.delivery import Simple
 from streams.replay import digest_of
 from streams.row import join, split
+from streams.settings import Settings
 from tests.parity.nasty import Laid
 from tests.parity.playing import Played, all_differences, cuts, settings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+# As the changelog tells whoever upgrades and wants to go on with such a store.
+KNOTS_THEN = (0, 1, 3, 7, 10, 30, 37, 60, 90, 97, 180, 365)
 FILES = sorted(GOLDEN.glob("store-v*.json"))
 
 
@@ -111,6 +115,12 @@ def left(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Left]:
     found.close()
 
 
+def as_left(left: Left) -> Settings:
+    """The settings that the store was made with: defaults, and the knots that were default then."""
+    shape = settings(False, len(left.partitions))
+    return shape.model_copy(update={"model": ModelSettings(silence_days=KNOTS_THEN)})
+
+
 def test_every_version_of_the_state_has_its_golden_files() -> None:
     for version in range(1, blob.VERSION + 1):
         assert (GOLDEN / f"state-v{version}.json").is_file()
@@ -123,7 +133,7 @@ async def test_a_store_of_an_earlier_version_is_continued_as_if_it_were_ours(lef
     assert await left.versions() == {left.said["state_version"]}
     assert (await digest_of(left.store, left.partitions)).hex() == left.said["digest"]
 
-    shape = settings(False, len(left.partitions))
+    shape = as_left(left)
     upgraded = Played(shape, made, store=left.store)  # type: ignore[arg-type]
     rest = await left.rest()
     assert sum(map(len, rest.values())) > 60
@@ -151,7 +161,7 @@ async def test_what_an_earlier_version_has_not_published_is_published_by_ours(le
 
 
 async def test_a_state_of_a_later_version_is_refused_and_left_as_it_is(left: Left) -> None:
-    shape = settings(False, len(left.partitions))
+    shape = as_left(left)
     found = Played(shape, await left.generation(), store=left.store)  # type: ignore[arg-type]
     rest = await left.rest()
     key = next(name for name in left.said["keys"] if ":s:" in name)
@@ -172,7 +182,7 @@ async def test_a_state_of_a_later_version_is_refused_and_left_as_it_is(left: Lef
 
 
 async def test_another_fold_than_the_stores_is_named_by_its_setting(left: Left) -> None:
-    shape = settings(False, len(left.partitions))
+    shape = as_left(left)
     other = shape.model_copy(update={"features": FeatureSettings(tail_cap=16)})
     found = Played(other, await left.generation(), store=left.store)  # type: ignore[arg-type]
     rest = await left.rest()
@@ -180,10 +190,18 @@ async def test_another_fold_than_the_stores_is_named_by_its_setting(left: Left) 
         await found.play(rest, cuts(rest, "random", 1000, 6))
 
 
+async def test_a_store_with_the_knots_of_before_is_not_gone_on_with_unasked(left: Left) -> None:
+    shape = settings(False, len(left.partitions))
+    found = Played(shape, await left.generation(), store=left.store)  # type: ignore[arg-type]
+    rest = await left.rest()
+    with pytest.raises(StoreMismatch, match=r"LIVEVALUE_MODEL__SILENCE_DAYS \(\[0.0, 1.0, 3.0"):
+        await found.play(rest, cuts(rest, "random", 1000, 6))
+
+
 async def test_workers_of_two_releases_each_call_their_own_functions(
     left: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = settings(False, len(left.partitions))
+    shape = as_left(left)
     made = await left.generation()
     ours = backend.library()
     version = "0123456789ab"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.exact import bound, exact_features
-from featurestore.features import FEATURES, STATIC, WINDOWS_DAYS, table
+from featurestore.features import FEATURES, HELD, STATIC, WINDOWS, table
 from featurestore.fold_settings import DAY_MS
 from featurestore.settings import FeatureSettings
 from featurestore.state import States, blank
 from featurestore.twin import Twin
-from featurestore.vector import TOKENS, encode
+from featurestore.vector import TOKENS
+from featurestore.vector import encode as encode_as_asked
 from tests.featurestore.logs import (
     HOUR_MS,
     START_MS,
@@ -31,10 +33,10 @@ from tests.featurestore.logs import (
     settings,
 )
 
-WINDOWS = {f"{what}_{d}d" for what in ("orders", "events", "value") for d in WINDOWS_DAYS}
 # What `settings` in logs.py makes of it.
 SETTINGS = FeatureSettings(half_lives_days=(0.3, 2.0, 9.0), social=True)
-TABLE = table(SETTINGS)
+TABLE = table(SETTINGS, held=True)
+encode = partial(encode_as_asked, held=True)
 NAMES = [feature.name for feature in TABLE]
 KNOTS_MS = np.array([0, 1, 3, 7, 14, 30, 60, 90, 180, 365], np.int64) * DAY_MS
 
@@ -78,7 +80,7 @@ def test_every_feature_is_within_its_stated_error(data: st.DataObject) -> None:
     got = encode(states, as_of, log_start, SETTINGS)
     for u, name in enumerate(states.users):
         side = twin.users[name].head(rules)
-        expected = exact_features(side, int(as_of[u]), log_start, SETTINGS)
+        expected = exact_features(side, int(as_of[u]), log_start, SETTINGS, held=True)
         for column, value in zip(NAMES, got[u].tolist(), strict=True):
             wanted = expected[column]
             if column in WINDOWS:
@@ -122,6 +124,36 @@ def test_columns_that_do_not_move_come_first_and_stay() -> None:
     got = encode(states, when, START_MS, SETTINGS)
     assert (got[:, :1, :STATIC] == got[:, :, :STATIC]).all()
     assert (got[:, 0, STATIC:] != got[:, 5, STATIC:]).any(axis=0).sum() >= 30
+
+
+def test_held_columns_stay_in_silence_and_begin_at_the_decayed_ones() -> None:
+    states = random_states(6)
+    when = states.head["last_ms"][:, None] + KNOTS_MS
+    got = encode(states, when, START_MS, SETTINGS)
+    held = [NAMES.index(feature.name) for feature in HELD]
+    assert (got[:, :1, held] == got[:, :, held]).all()
+    assert not any(feature.moves for feature in HELD)
+    head = states.head
+    own = np.maximum(head["last_order_ms"], head["last_refund_ms"]) == head["last_ms"]
+    assert own.any()
+    pairs = [(f"held_orders_{h}", f"decayed_orders_{h}") for h in (1, 2, 3)]
+    for still, moving in pairs:
+        a, b = (got[own, 0, NAMES.index(name)] for name in (still, moving))
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_windows_that_are_not_asked_for_are_0_and_change_no_other_column() -> None:
+    states = random_states(7)
+    when = states.head["last_ms"][:, None] + KNOTS_MS
+    all_of_them = encode(states, when, START_MS, SETTINGS)
+    without = encode(states, when, START_MS, SETTINGS, windows=False)
+    inside = np.array([name in WINDOWS for name in NAMES])
+    assert all_of_them[:, :, inside].any()
+    assert not without[:, :, inside].any()
+    assert all_of_them[:, :, ~inside].tobytes() == without[:, :, ~inside].tobytes()
+    bare = encode_as_asked(states, when, START_MS, SETTINGS)
+    kept = np.array([not name.startswith("held_") for name in NAMES])
+    assert bare.tobytes() == all_of_them[:, :, kept].tobytes()
 
 
 def test_unknown_user_has_finite_features_and_never() -> None:

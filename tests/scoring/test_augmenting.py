@@ -14,6 +14,7 @@ from scoring.settings import TrainingSettings  # noqa: E402
 from scoring.training import augmenting, loop  # noqa: E402
 from scoring.training.augmenting import Augment  # noqa: E402
 from scoring.training.batches import Data  # noqa: E402
+from scoring.training.columns import Columns  # noqa: E402
 from scoring.training.examples import ExampleBuilder, Examples, build  # noqa: E402
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, cutoff_days, shop  # noqa: E402
 from tests.scoring.tiny import HORIZONS_S  # noqa: E402
@@ -91,7 +92,7 @@ QUICK = TrainingSettings(epochs=2, width=4, users_per_batch=64, rate=1e-2, least
 
 def test_rows_read_the_carry_after_the_steps_that_are_left(examples: Examples) -> None:
     net = loop.train(examples, QUICK).net
-    data = Data.of(examples)
+    data = Data.of(examples, columns=Columns.of_settings(examples))
     few = np.unique(data.sequence)[:40]
     whole = data.outputs(net, few)[0].q
     nothing = Augment(0.0, 0.0, 0.0, np.random.default_rng(0))

@@ -8,7 +8,6 @@ import pytest
 
 from featurestore.features import FEATURES
 from featurestore.settings import FeatureSettings
-from livevalue.demo.bundled import bundled
 from scoring.generation import MANIFEST, Bins, Generation, Manifest, dump, load, prior
 from scoring.generation import build as publish
 from scoring.retraining.drift import (
@@ -23,6 +22,7 @@ from scoring.retraining.drift import (
 )
 from scoring.settings import ModelSettings
 from scoring.training.examples import Examples, build
+from tests.scoring.before import generation_of_before
 from tests.scoring.shoplog import batches, cutoff_days, shop
 
 NAMES = tuple(feature.name for feature in FEATURES)
@@ -144,7 +144,8 @@ def test_an_empty_bin_counts_half_a_user() -> None:
 
 
 def test_generations_of_before_keep_their_ids() -> None:
-    old = bundled()
+    old = generation_of_before()
+    assert old.id.startswith("ed1e212a27d3")
     assert old.manifest.reference is None
     assert load(dump(old), old.id).id == old.id
     assert publish(old.manifest, {n: old.files[n] for n in old.manifest.sha256}).id == old.id

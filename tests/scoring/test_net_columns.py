@@ -10,10 +10,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.columns import EventBatch  # noqa: E402
+from featurestore.features import WINDOWS  # noqa: E402
 from featurestore.settings import FeatureSettings  # noqa: E402
+from featurestore.vector import encode  # noqa: E402
 from scoring import inputs  # noqa: E402
-from scoring.generation import Generation  # noqa: E402
-from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES  # noqa: E402
+from scoring.generation import Generation, Manifest  # noqa: E402
+from scoring.inputs import FEATURE_NAMES, HELD_NAMES, SOCIAL_NAMES  # noqa: E402
 from scoring.interests import INTEREST_NAMES  # noqa: E402
 from scoring.judging.metrics import ngini  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
@@ -25,7 +27,8 @@ from scoring.training.examples import ExampleBuilder, Examples, build  # noqa: E
 from scoring.training.forecasts import score  # noqa: E402
 from scoring.training.splits import held_out, newest  # noqa: E402
 from tests.scoring import test_interests, test_social  # noqa: E402
-from tests.scoring.shoplog import START_MS  # noqa: E402
+from tests.scoring.before import generation_of_before  # noqa: E402
+from tests.scoring.shoplog import DAY_MS, START_MS  # noqa: E402
 from tests.scoring.test_social import CUTS, HORIZONS_S, LOG, MODEL, live  # noqa: E402
 
 EDGES, WORDS = test_social.ROWS, test_interests.ROWS
@@ -41,7 +44,9 @@ def trained(rows: Examples, how: TrainingSettings = QUICK) -> Generation:
 def plain(rows: Examples) -> Examples:
     """The same rows, of a fold with neither setting on."""
     nothing = np.zeros((len(rows), 0), np.float32)
-    return replace(rows, extra=nothing, extra_names=(), words=nothing, table=None)
+    assert rows.extra_names[: len(HELD_NAMES)] == HELD_NAMES
+    held = rows.extra[:, : len(HELD_NAMES)]
+    return replace(rows, extra=held, extra_names=HELD_NAMES, words=nothing, table=None)
 
 
 @pytest.mark.parametrize(("rows", "gain"), [(EDGES, 0.03), (WORDS, 0.02)], ids=["edges", "words"])
@@ -79,9 +84,37 @@ def test_what_a_net_is_served_is_what_a_row_of_that_instant_holds(
     served = Scorer(made, MODEL, on).features(states, when)[:, 0]
     place = {again.users[u]: i for i, u in enumerate(again.user.tolist())}
     wanted = inputs.of_rows(made, again)[[place[user] for user in states.users]]
-    np.testing.assert_allclose(served, wanted, rtol=1e-5, atol=1e-5)
+    read = np.array([name in made.manifest.trained_features for name in made.manifest.features])
+    np.testing.assert_allclose(served[:, read], wanted[:, read], rtol=1e-5, atol=1e-5)
+    assert {*HELD_NAMES} <= {*made.manifest.trained_features}
     beyond = {*made.manifest.trained_features} - {*FEATURE_NAMES}
     assert beyond & ({*INTEREST_NAMES} if on.interests else {"degree", "near_value"})
+
+
+def test_who_was_trained_on_windows_is_served_them_and_who_was_not_is_spared_them() -> None:
+    states = live(LOG, int(CUTS[1]))
+    when = states.head["last_ms"][:, None] + np.array([0, 9]) * DAY_MS
+    every = encode(states, when, START_MS, FeatureSettings())
+    windows = np.array([name in WINDOWS for name in FEATURE_NAMES])
+    assert every[:, :, windows].any()
+    manifest = Manifest(
+        family="prior", horizons_s=HORIZONS_S, features=FEATURE_NAMES, log_start_ms=START_MS
+    )
+    before = manifest.model_copy(update={"trained_features": ("orders", WINDOWS[0])})
+    assert (
+        inputs.Inputs(before, {}, FeatureSettings()).encode(states, when).tobytes()
+        == every.tobytes()
+    )
+    old = generation_of_before()  # as Scorer serves it
+    assert (
+        inputs.Inputs(old.manifest, old.files, FeatureSettings())
+        .encode(states, when)[:, :, windows]
+        .any()
+    )
+    now = manifest.model_copy(update={"trained_features": ("orders", "held_orders_1")})
+    spared = inputs.Inputs(now, {}, FeatureSettings()).encode(states, when)
+    assert not spared[:, :, windows].any()
+    assert spared[:, :, ~windows].tobytes() == every[:, :, ~windows].tobytes()
 
 
 def test_columns_are_standardised_by_the_users_trained_on_alone() -> None:
@@ -91,7 +124,7 @@ def test_columns_are_standardised_by_the_users_trained_on_alone() -> None:
     assert 0 < len(fitted) < len(EDGES)
     x = Columns.of(fitted).read(fitted).astype(np.float64)
     np.testing.assert_allclose(found.net.feature_mean.numpy(), x.mean(axis=0), rtol=1e-5)
-    assert found.columns.names == (*FEATURE_NAMES, *SOCIAL_NAMES, *NEAR_NAMES)
+    assert found.columns.names == (*FEATURE_NAMES, *HELD_NAMES, *SOCIAL_NAMES, *NEAR_NAMES)
 
 
 @pytest.mark.parametrize("family", ["mingru", "dnn"])
@@ -104,7 +137,7 @@ def test_edges_in_the_log_change_no_byte_of_a_net_where_they_are_not_folded(fami
     assert NEAR_NAMES[0] in off[0].names, "or the claim is empty"
     one, other = (trained(rows, how) for rows in off)
     assert one.id == other.id
-    assert one.manifest.features == FEATURE_NAMES
+    assert one.manifest.features == (*FEATURE_NAMES, *HELD_NAMES)
 
 
 def test_the_textbook_baseline_carries_nothing_that_it_does_not_read() -> None:

@@ -16,7 +16,7 @@ from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from scoring.errors import GenerationError
 from scoring.generation import Generation, prior, unservable
-from scoring.inputs import FEATURE_NAMES, SOCIAL_NAMES, readable
+from scoring.inputs import FEATURE_NAMES, HELD_NAMES, SOCIAL_NAMES, readable
 from scoring.judging.metrics import ngini
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
@@ -257,7 +257,7 @@ def test_neighbours_tell_more_than_a_users_own_past_where_value_follows_the_circ
 def test_a_log_without_edges_has_no_columns_of_neighbours_and_still_trains() -> None:
     quiet = [(p, replace(batch, target=[])) for p, batch in LOG]
     rows = rows_of(quiet, features=FeatureSettings())
-    assert rows.names == FEATURE_NAMES
+    assert rows.names == (*FEATURE_NAMES, *HELD_NAMES)
     assert rows.table is None
     made = graph.train(rows)
     assert Scorer(made, MODEL, FeatureSettings()).features(live(LOG, int(CUTS[0])), now()).any()

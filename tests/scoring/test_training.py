@@ -17,8 +17,10 @@ from featurestore.fold import FoldSettings, fold  # noqa: E402
 from featurestore.settings import FeatureSettings  # noqa: E402
 from featurestore.state import States  # noqa: E402
 from featurestore.vector import encode  # noqa: E402
+from scoring import inputs  # noqa: E402
 from scoring.errors import TooLittleData  # noqa: E402
 from scoring.generation import Generation  # noqa: E402
+from scoring.inputs import HELD_NAMES  # noqa: E402
 from scoring.judging import metrics  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
@@ -63,7 +65,7 @@ def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) 
     assert min(after for _, after in trained.losses[1:]) < trained.losses[0][1]
     made = generation(trained, examples, unit="GBP", calibrate_on=newest(examples, 3))
     rows = examples.rows(held_out(examples, settings))
-    said = made.model.predict(carry_rows(made, rows), rows.features[:, None])
+    said = made.model.predict(carry_rows(made, rows), inputs.of_rows(made, rows)[:, None])
     value, expected = rows.value[:, 2], said.expected[:, 0, 2].astype(np.float64)
     assert metrics.ngini(value, expected) > 0.5
     assert 0.7 < metrics.bias(value, expected) < 1.4
@@ -137,7 +139,7 @@ def test_on_cdnow_the_exported_file_ranks_and_hits_the_level(
         lateness_ms=0,
     )
     assert len(test) == 23_570
-    said = made.model.predict(carry_rows(made, test), test.features[:, None])
+    said = made.model.predict(carry_rows(made, test), inputs.of_rows(made, test)[:, None])
     value, expected = test.value[:, 2], said.expected[:, 0, 2].astype(np.float64)
     assert metrics.ngini(value, expected) > 0.68
     assert 0.7 < metrics.bias(value, expected) < 1.3
@@ -164,20 +166,25 @@ def test_a_topic_that_the_model_never_saw_moves_no_value(examples: Examples) -> 
         batch.events["flags"] |= np.where(batch.events["kind"] == 2, STEPS, 0).astype(np.uint8)
     alone, mixed = live(scorer, list(batches(user, time_ms, micro))), live(scorer, with_others)
     as_of = np.array([START_MS + 110 * 86_400_000])
-    constant = np.array([f.name not in made.manifest.trained_features for f in FEATURES])
-    moved = np.zeros(len(FEATURES), bool)
+    names = made.manifest.features
+    constant = np.array([name not in made.manifest.trained_features for name in names])
+    moved = np.zeros(len(names), bool)
     for name, (_, head, states) in alone.items():
         _, other_head, other_states = mixed[name]
         a, b = (
             scorer.rescore(s, h[None], as_of)
             for s, h in ((states, head), (other_states, other_head))
         )
-        pair = [encode(s, as_of, START_MS, FeatureSettings())[0] for s in (states, other_states)]
+        pair = [
+            encode(s, as_of, START_MS, FeatureSettings(), held=True)[0]
+            for s in (states, other_states)
+        ]
         # "never" counts from the last event of any type: a hundredth of a day's logarithm
         moved |= np.abs(pair[0] - pair[1]) > 0.05
         np.testing.assert_allclose(a.expected, b.expected, rtol=1e-3)
     assert moved.sum() > 20
-    assert not [f.name for f, m in zip(FEATURES, moved & ~constant, strict=True) if m]
+    assert not [name for name, m in zip(names, moved & ~constant, strict=True) if m]
+    assert {*HELD_NAMES} <= {*made.manifest.trained_features}
 
 
 @pytest.mark.long
