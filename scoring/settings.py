@@ -83,7 +83,7 @@ class TrainingSettings(BaseModel):
         8, ge=1, le=256, description="last events that a layer of the transformer looks at"
     )
     epochs: int | None = Field(
-        None, ge=1, description="at most; none: about 1,200 steps of the optimizer, 12 to 80 epochs"
+        None, ge=1, description="at most; none: some 1,200 steps of the optimizer, 12 to 160 epochs"
     )
     patience: int = Field(4, ge=1, description="epochs without a better held-out loss, at least")
     users_per_batch: int = Field(256, ge=1, description="sequences in one step of the optimizer")

@@ -74,6 +74,20 @@ def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) 
     assert abs(active.mean() - rows.active[:, 2].mean()) < 0.06
 
 
+def test_a_log_of_few_users_gets_its_steps_too(examples: Examples) -> None:
+    fitted = examples.rows(~held_out(examples, TrainingSettings()) & examples.mask.any(1))
+    users = len(np.unique(fitted.sequence))
+    epochs: list[int] = []
+
+    def stop(done: int, total: int, loss: float) -> None:
+        epochs.append(total)
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        loop.train(examples, TrainingSettings(users_per_batch=-(-users // 8)), watch=stop)
+    assert epochs == [loop.STEPS // 8]  # of eight steps each
+
+
 def test_the_manifest_says_what_was_trained_on(examples: Examples) -> None:
     trained = loop.train(examples, QUICK)
     manifest = generation(trained, examples, unit="GBP").manifest
