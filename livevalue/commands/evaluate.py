@@ -45,6 +45,10 @@ def evaluate(
     horizon: Annotated[
         str, typer.Option(metavar="DAYS[,…]", help="What is predicted: 28d, 13w.")
     ] = "90d",
+    label_horizon: Annotated[
+        str,
+        typer.Option(metavar="DAYS", help="Hold each --horizon against so many days from T: 273d."),
+    ] = "",
     models: Annotated[
         str, typer.Option(metavar="A,B", help="Models, the first against each other; or `list`.")
     ] = "",
@@ -121,12 +125,15 @@ def evaluate(
         return
     if not src or not as_of:
         raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
+    if label_horizon and (staleness or anchor):
+        raise typer.BadParameter("--label-horizon goes with neither --staleness nor --anchor")
     named = (name.strip().replace("-", "_") for name in models.split(","))
     question = Question(
         as_of_ms=tuple(moment_ms(text) for text in as_of.split(",") if text),
         horizons_days=tuple(parse_days(text) for text in horizon.split(",") if text),
         models=tuple(dict.fromkeys(name for name in named if name)) or DEFAULT,
         cutoffs_ms=parse_cutoffs(train_cutoffs) if train_cutoffs else None,
+        label_days=parse_days(label_horizon) if label_horizon else None,
         net_by=net_by,
         population=population,
         task=Task(threshold),

@@ -94,6 +94,11 @@ def evaluate(
     told("drawing users for the intervals")
     found = list(compared(report.scored, question))
     report.runs = [_run(one, question, found) for one in report.scored]
+    if question.label_days is not None:
+        report.notes.append(
+            f"what came true is of {question.label_days} days, longer than what was predicted:"
+            " read the ranking, not the level"
+        )
     first, *others = question.models
     for part in found:
         report.comparisons += part.differences(first, others)
@@ -106,4 +111,5 @@ def _run(one: Scored, question: Question, found: Sequence[Compared]) -> dict[str
     """One of `runs`, with the intervals of its cut-off."""
     run = one.as_json(question.population)
     here = next(c for c in found if c.as_of == run["as_of"] and c.days == one.days)
-    return {**run, "intervals": here.intervals(one.label)}
+    judged = question.judged_days(one.days)
+    return {**run, "label_days": judged, "intervals": here.intervals(one.label)}

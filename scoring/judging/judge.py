@@ -84,17 +84,19 @@ class Judge:
 
     def _look_ahead(self, days: int) -> None:
         """What came true, and the window before on which to choose."""
-        asked, end = self._question, self._as_of + days * DAY
+        asked = self._question
+        judged = asked.judged_days(days)
+        end = self._as_of + judged * DAY
         window = self._history.window(self._as_of, end, asked.net_by)
         self._came[days] = Outcome(window.value, window.active, window.net)
         if not window.value[self._rows].any():
             raise BadQuestion(
-                f"none of {len(self._rows):,} {asked.population} spent anything in the {days} days"
-                f" from {stamp(self._as_of)}: there is nothing to rank; take another --as-of, a"
-                " longer --horizon or another --population"
+                f"none of {len(self._rows):,} {asked.population} spent anything in the {judged}"
+                f" days from {stamp(self._as_of)}: there is nothing to rank; take another --as-of,"
+                " a longer --horizon or another --population"
             )
         self._clicks[days] = Clicks.of(self._history, self._as_of, end)
-        self._validation[days] = Validation.before(self._past, days, asked.population)
+        self._validation[days] = Validation.before(self._past, judged, asked.population)
 
     def scores(self) -> Iterator[Scored]:
         """Every model asked for, at this cut-off."""

@@ -40,6 +40,7 @@ class Question:
     horizons_days: tuple[int, ...]
     models: tuple[str, ...] = DEFAULT
     cutoffs_ms: tuple[int, ...] | None = None  # None: chosen for each `as_of`
+    label_days: int | None = None  # what came true is of so many days; None: of the horizon
     net_by: NetBy = "user-day"
     population: Population = "buyers"
     task: Task = field(default_factory=Task)
@@ -48,6 +49,10 @@ class Question:
     draws: int = 400  # of the bootstrap
     # of what trains; its seed is the first one
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def judged_days(self, days: int) -> int:
+        """The window that a forecast of `days` is held against: how well does it rank beyond it?"""
+        return self.label_days or days
 
 
 def check_question(history: History, question: Question) -> None:
@@ -59,8 +64,14 @@ def check_question(history: History, question: Question) -> None:
         )
     if not len(history.user):
         raise BadQuestion("the log holds no event of a known user: check --columns")
+    label, longest = question.label_days, max(question.horizons_days)
+    if label is not None and label < longest:
+        raise BadQuestion(
+            f"--label-horizon of {label} days is shorter than --horizon ({longest} days): leave it"
+            " out, or take a shorter --horizon"
+        )
     for as_of in question.as_of_ms:
-        for days in question.horizons_days:
+        for days in map(question.judged_days, question.horizons_days):
             # a day-stamped log ends at the start of its last day
             if as_of + days * DAY > history.end_ms + DAY:
                 raise BadQuestion(

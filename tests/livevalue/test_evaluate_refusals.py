@@ -149,6 +149,7 @@ def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> N
         (("--target-share", "1"), "--target-share"),
         (("--threshold", "much"), "--threshold"),
         (("--horizon", "3h"), "write 28d"),
+        (("--label-horizon", "60d", "--staleness", "1h"), "--label-horizon"),
         (("--as-of", "yesterday"), "no date or time"),
     ],
 )

@@ -11,6 +11,7 @@ from featurestore.settings import FeatureSettings
 from scoring.judging import figures, metrics, thresholds
 from scoring.judging.baselines.fitted import BASELINES
 from scoring.judging.bootstrap import Part, bootstrap, paired_bootstrap
+from scoring.judging.cutoffs import BadQuestion
 from scoring.judging.evaluation import Question, Report, evaluate
 from scoring.judging.groups import groups
 from scoring.judging.history import DAY, History
@@ -31,7 +32,32 @@ def ask(**said: object) -> Report:
     return evaluate(LOG, replace(question, **said), FeatureSettings(), ["events"])  # type: ignore[arg-type]
 
 
-# ── yes or no ────────────────────────────────────────────────────────────────────────────────
+# ── a label longer than the horizon ──────────────────────────────────────────────────────────────
+
+
+def test_scores_of_a_horizon_are_held_against_what_came_true_of_a_longer_one() -> None:
+    short, long, both = ask(), ask(horizons_days=(60,)), ask(label_days=60)
+    said, came = both.scored[0], long.scored[0]
+    assert np.array_equal(said.forecast.expected, short.scored[0].forecast.expected)
+    assert np.array_equal(said.actual, came.actual)
+    assert said.actual.sum() > short.scored[0].actual.sum()
+    run = both.runs[0]
+    assert (run["horizon_days"], run["label_days"]) == (30, 60)
+    assert run["metrics"]["ngini"] == metrics.ngini(came.actual, said.forecast.expected)
+    # the threshold, too, was chosen on a window so long that it had ended
+    assert run["classification"]["validation"] == long.runs[0]["classification"]["validation"]
+    assert any("60 days" in note for note in both.notes)
+    assert short.runs[0]["label_days"] == 30
+
+
+def test_a_label_that_ends_before_the_horizon_or_after_the_log_is_refused() -> None:
+    with pytest.raises(BadQuestion, match="shorter than --horizon"):
+        ask(label_days=20)
+    with pytest.raises(BadQuestion, match=r"999 days .* past the log's end"):
+        ask(label_days=999)
+
+
+# ── yes or no ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_no_threshold_has_a_higher_f1_than_the_chosen_one() -> None:
