@@ -291,6 +291,7 @@ class Demo:
             time.sleep(_LOOK_S)
         if retrain is not None and not self._retrained(retrain, screen):
             self._report.reason = "the demo ended before the retrain did"
+            screen.say(f"No new generation: {self._report.reason}; without --seconds it waits")
 
     def _show(self, seen: Hindsight) -> None:
         self._report.hindsight = seen.as_json()

@@ -151,6 +151,8 @@ def test_demo_ends_by_itself_with_values_moved_and_no_process_left(tmp_path: Pat
     assert facts["updates"] > 2_000 and facts["users"] > 1_000
     assert facts["first_value_s"] < 60
     assert facts["generation_before"] == bundled().id
+    assert facts["reason"] in run.stdout
+    assert f"LIVEVALUE_DIR={tmp_path / 'd'} livevalue get ada" in run.stdout
     assert facts["hindsight"]["best_possible"] >= facts["hindsight"]["top_by_value"] > 0
     assert not (tmp_path / "d" / "stack.json").exists()
     left = subprocess.run(
