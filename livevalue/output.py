@@ -151,6 +151,7 @@ def _opened(path: Path, mode: str) -> Any:
 
 def _check_writable(path: Path) -> None:
     """Refused where `path` cannot be written; what it holds stays, and no file is left behind."""
+    path = path.resolve()  # what a link that leads nowhere would make is taken away, not the link
     there = path.exists()
     if there and not (path.is_file() or path.is_dir()):
         return  # a pipe: whoever reads it would take our look for the end

@@ -33,9 +33,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(tmp_pa
     fresh, kept, pipe = tmp_path / "fresh", tmp_path / "kept", tmp_path / "pipe"
     kept.write_text("before")
     os.mkfifo(pipe)
-    for there in (fresh, kept, pipe, Path("-")):
+    link = tmp_path / "link"
+    link.symlink_to(fresh)
+    for there in (fresh, link, kept, pipe, Path("-")):
         Output(there)
     assert not fresh.exists()
+    assert link.is_symlink()
     assert kept.read_text() == "before"
 
 
