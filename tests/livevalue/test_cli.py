@@ -337,7 +337,8 @@ async def test_get_and_top_show_values(run: Run, deployed: dict[str, str]) -> No
     assert "bob" in done.stdout
     assert "ada" not in done.stdout
     done = run("get", "nobody", **more)
-    assert "no value is known of user 'nobody'" in _one_line(done)
+    line = _one_line(done)
+    assert "no value is known of user 'nobody'" in line and "since they were erased" in line
 
 
 def test_doctor_says_what_is_well(run: Run, deployed: dict[str, str]) -> None:
