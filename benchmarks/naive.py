@@ -46,7 +46,6 @@ store = redis.asyncio.Redis.from_url(
 )
 KINDS = ("browse", "purchase", "interaction")
 HALF_LIVES_S = (14 * 86400.0, 45 * 86400.0, 120 * 86400.0)
-COLUMNS = {feature.name: at for at, feature in enumerate(FEATURES)}
 DAY_S = 86400.0
 
 
@@ -54,10 +53,12 @@ class Model:
     """The generation's graph, called for one row; `prior` has none, then a mean is returned."""
 
     def __init__(self, folder: str) -> None:
+        self.columns = {feature.name: at for at, feature in enumerate(FEATURES)}
         path = Path(folder) / "model.onnx"
         self._graph = session(path.read_bytes()) if folder and path.exists() else None
         if self._graph is not None:
             found = load({p.name: p.read_bytes() for p in Path(folder).iterdir()})
+            self.columns = {name: at for at, name in enumerate(found.manifest.features)}
             self._carry = np.zeros((1, found.model.carry_size), np.float32)
 
     def __call__(self, row: Any) -> list[float]:
@@ -94,15 +95,16 @@ def fold(held: Mapping[Any, Any], event: dict[str, Any]) -> dict[str, float]:
 
 def features(user: dict[str, float]) -> Any:
     """One row of features, as of the last event."""
-    row = np.zeros((1, 1, len(FEATURES)), np.float32)
+    columns = model.columns
+    row = np.zeros((1, 1, len(columns)), np.float32)
     now = user["at_event"]
     for name, value in user.items():
-        if name in COLUMNS:
-            row[0, 0, COLUMNS[name]] = math.log1p(value)
+        if name in columns:
+            row[0, 0, columns[name]] = math.log1p(value)
     for kind in KINDS:
         since = (now - user[f"at_{kind}"]) / DAY_S if f"at_{kind}" in user else 3650.0
-        row[0, 0, COLUMNS[f"since_{kind}"]] = math.log1p(since)
-    row[0, 0, COLUMNS["tenure"]] = math.log1p((now - user["at_first"]) / DAY_S)
+        row[0, 0, columns[f"since_{kind}"]] = math.log1p(since)
+    row[0, 0, columns["tenure"]] = math.log1p((now - user["at_first"]) / DAY_S)
     return row
 
 

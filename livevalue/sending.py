@@ -108,7 +108,7 @@ def send(settings: Settings, made: Mapping[str, Any]) -> Sent:
 
 
 def _check(settings: Settings, topic: str, number: int, key: bytes, value: bytes) -> None:
-    """Refused where a worker would make a dead letter of it: a currency without a rate, say."""
+    """Refused where a worker would reject what it holds: a currency without a rate, say."""
     source = settings.kafka.sources.index(topic)
     for found in Codec(settings).decode(source, number, [Simple(0, key, value)]).rejected:
         raise Refused(f"this event is not accepted: {found.reason}: {found.detail}")

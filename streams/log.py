@@ -179,7 +179,7 @@ class FileLog:
     def records(self) -> Iterator[tuple[str, bytes, bytes, int]]:
         """(topic, key, value, log time) of each event in log order, as `send` writes them.
 
-        What a worker would reject is counted and left out.
+        What a worker would reject for its content is counted and left out.
         """
         kafka, codec = self.settings.kafka, Codec(self.settings)
         for record in self.file_records():

@@ -111,6 +111,11 @@ def verify(
             verify_live(running.settings(), sample, base or (), files, lambda n: tell(n, None))
         )
     out.say(f"{facts['users']:,} users compared, {facts['different']:,} different")
+    if facts["unswept"]:
+        out.say(
+            f"of {facts['unswept']:,} the documents were not compared: a sweep is to publish them"
+            " again; run this once more when it has"
+        )
     for name, number in facts["excepted"].items():
         if number:
             out.say(f"{number:,} differ as an exception may: {EXCEPTIONS[name]}")

@@ -106,6 +106,7 @@ async def verify_live(
         return {
             "users": found.users,
             "different": found.different,
+            "unswept": found.unswept,
             "excepted": dict(found.excepted),
             "first_differences": found.first_differences,
         }

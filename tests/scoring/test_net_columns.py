@@ -87,6 +87,8 @@ def test_what_a_net_is_served_is_what_a_row_of_that_instant_holds(
     read = np.array([name in made.manifest.trained_features for name in made.manifest.features])
     np.testing.assert_allclose(served[:, read], wanted[:, read], rtol=1e-5, atol=1e-5)
     assert {*HELD_NAMES} <= {*made.manifest.trained_features}
+    # what bends in silence: docs/adr/0010-nets-read-no-windows.md
+    assert not {*WINDOWS, "since_refund"} & {*made.manifest.trained_features}
     beyond = {*made.manifest.trained_features} - {*FEATURE_NAMES}
     assert beyond & ({*INTEREST_NAMES} if on.interests else {"degree", "near_value"})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
+from streams import sweep
 from streams.row import join, split
 from tests.e2e.deployment import Deployment, some_events
 from tests.parity.load import Load
@@ -77,6 +78,14 @@ def test_every_kind_of_damage_is_found_and_named(
         assert differs.pop("nobody") == ["only in the store"]
         assert differs.pop("stranger") == ["a document of nobody"]
         assert not differs
+        # Just after a flip documents are the other store's: states alone are compared.
+        for p in range(PARTITIONS):
+            deployment.redis.hset(f"lv:main:{{{p}}}:wm", "progress", sweep.PENDING)
+        waiting = verified(settings)
+        named = {d["user_id"] for d in waiting["first_differences"]}
+        assert {"user-2", "user-3", "user-6", "nobody"} <= named
+        assert not named & {"user-9", "user-10", "stranger"}
+        assert 50 < waiting["unswept"] < waiting["users"]
         assert len(rows.get("user-6")) != 0
         assert score != other
 
