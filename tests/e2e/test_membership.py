@@ -47,6 +47,24 @@ def partitions(worker: WorkerProcess) -> list[int]:
     return said[-1]["partitions"] if said else []
 
 
+@pytest.mark.parametrize("after_s", [0.3, 1.0])
+def test_a_worker_that_is_stopped_while_it_joins_leaves_the_group(
+    deployment: Deployment, after_s: float
+) -> None:
+    events = list(some_events(600, 60))
+    send_all(deployment, events[:300])
+    staying = deployment.start("w0")
+    until(lambda: partitions(staying) == [0, 1])
+    deployment.settle()
+    joining = deployment.start("w1")
+    time.sleep(after_s)
+    assert joining.stop() == 0
+    until(lambda: partitions(staying) == [0, 1], 10)  # a member that is gone is kept for 25 s
+    send_all(deployment, events[300:])
+    deployment.settle()
+    assert deployment.audit().clean
+
+
 @pytest.mark.slow
 def test_a_worker_back_under_its_instance_id_moves_nothing_of_the_other(
     deployment: Deployment,

@@ -111,7 +111,7 @@ async def test_a_roll_back_while_nothing_arrives_is_noticed_and_mended(as_live: 
     await owning.send(100)
     await owning.settle()
     before = owning.backing.snapshot()
-    # Many commits that are not done again one by one: without a seq above them revisions come twice.
+    # Many commits, that are not done again one by one: revisions must not come twice.
     for _ in range(10):
         await owning.send(15)
         await owning.settle()
