@@ -40,15 +40,21 @@ async def build_aside(owning: Owning, name: str) -> MemoryStore:
     return aside
 
 
-async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_again(
-    owning: Owning,
-) -> None:
+def followed(owning: Owning) -> dict[str, MemoryStore]:
+    """Stores by name, which owners take over where they are announced."""
     stores = {"main": owning.store}
 
     async def find(name: str) -> Generation:
         return prior(owning.settings.model)
 
     owning.follow(stores.__getitem__, find)
+    return stores
+
+
+async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_again(
+    owning: Owning,
+) -> None:
+    stores = followed(owning)
     owner = owning.own()
     await owning.send(200)
     await owning.settle()
@@ -83,12 +89,7 @@ async def test_a_flip_back_takes_away_what_the_other_store_alone_has_said(
     owning: Owning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 25)  # several pages of each walk
-    stores = {"main": owning.store}
-
-    async def find(name: str) -> Generation:
-        return prior(owning.settings.model)
-
-    owning.follow(stores.__getitem__, find)
+    stores = followed(owning)
     owner = owning.own()
     await owning.send(80)
     await owning.settle()
@@ -151,12 +152,7 @@ async def test_an_end_told_while_a_claim_asks_for_it_is_not_forgotten(
 async def test_a_roll_back_past_a_flip_publishes_again_what_the_other_store_has_said(
     owning: Owning,
 ) -> None:
-    stores = {"main": owning.store}
-
-    async def find(name: str) -> Generation:
-        return prior(owning.settings.model)
-
-    owning.follow(stores.__getitem__, find)
+    stores = followed(owning)
     owner = owning.own()
     await owning.send(200)
     await owning.settle()
@@ -219,12 +215,7 @@ async def test_a_store_that_does_not_exist_is_not_flipped_to_and_work_goes_on(
 async def test_trouble_of_the_other_store_halts_nothing_and_it_is_taken_over_later(
     owning: Owning,
 ) -> None:
-    stores: dict[str, MemoryStore] = {"main": owning.store}
-
-    async def find(name: str) -> Generation:
-        return prior(owning.settings.model)
-
-    owning.follow(stores.__getitem__, find)
+    stores = followed(owning)
     owner = owning.own()
     await owning.send(100)
     await owning.settle()
