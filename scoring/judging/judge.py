@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from featurestore.settings import FeatureSettings
 from scoring import cost
-from scoring.generation import Generation
 from scoring.judging.baselines.fitted import Baseline
 from scoring.judging.contenders import DAILY, FITTED
 from scoring.judging.cutoffs import BadQuestion, stamp
@@ -34,7 +33,7 @@ from scoring.judging.validation import Validation
 from scoring.settings import TrainingSettings
 from scoring.training.forecasts import Forecast, score
 from scoring.training.splits import held_out
-from scoring.training.trainable import SERVED, TRAINED, Ask
+from scoring.training.trainable import SERVED, TRAINED, Ask, Made
 
 Bools = npt.NDArray[np.bool_]
 Progress = Callable[[str], None]  # what is being done
@@ -134,14 +133,15 @@ class Judge:
             began = time.perf_counter()
             how = training.model_copy(update={"seed": training.seed + seed})
             ask = Ask(examples, horizons, how, progress=self._epochs(name))
-            generation = kind.make(ask)
+            trained = kind.make(ask)
+            generation = trained.whole
             seconds = time.perf_counter() - began
             n_train = len(examples) if examples is not None else 0
             users = rows.users(_midnight(self._as_of, daily))
             made = score(generation, users)
             spent = cost.measure(generation).as_json()
             for days in self._question.horizons_days:
-                threshold = self._chosen(model, how, generation, rows, days, daily)
+                threshold = self._chosen(model, how, trained, rows, days, daily)
                 forecast = rows.spread(users, made, days)
                 yield self._scored(name, seed, days, forecast, n_train, seconds, threshold, spent)
 
@@ -149,7 +149,7 @@ class Judge:
         self,
         model: str,
         how: TrainingSettings,
-        generation: Generation,
+        trained: Made,
         rows: PointInTime,
         days: int,
         daily: bool,
@@ -160,14 +160,14 @@ class Judge:
             return Threshold(None, validation)
         users = rows.users(_midnight(validation.past.as_of_ms, daily))
         held: Bools | None = None
+        judged = trained.whole
         family = how.family if model == SERVED else model
         if TRAINED[family].holds_out:
+            judged = trained.apart()
             held = np.zeros(len(self._history.users), bool)
             names = (users.users[u] for u in users.user[held_out(users, how)].tolist())
             held[[self._history.users[name] for name in names]] = True
-        return self._threshold(
-            days, lambda _: rows.spread(users, score(generation, users), days), held
-        )
+        return self._threshold(days, lambda _: rows.spread(users, score(judged, users), days), held)
 
     def _threshold(
         self,

@@ -47,5 +47,5 @@ def learned(
     for name in askable(question.models):
         kind = TRAINED[DAILY.get(name, name)]
         examples = point.training if kind.trains else None
-        out.append((name, kind.make(Ask(examples, horizons, question.training))))
+        out.append((name, kind.make(Ask(examples, horizons, question.training)).whole))
     return out

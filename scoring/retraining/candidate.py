@@ -55,6 +55,16 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a recipe makes of a log."""
+
+    made: Generation  # of everybody: what is published
+    apart: Generation  # the same without the users who are held out, for them to judge
+    said: dict[int, Said]  # by its refits, at the origins
+    facts: dict[str, Any]  # the report
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One retrain on one log."""
 
@@ -94,23 +104,22 @@ class Work:
         )
         return Folded(examples, plan, grids)
 
-    def candidate(
-        self, recipe: Recipe, folded: Folded
-    ) -> tuple[Generation, dict[int, Said], dict[str, Any]]:
-        """(generation with its figures, what its recipe says at origins, the report)."""
+    def candidate(self, recipe: Recipe, folded: Folded) -> Candidate:
+        """The recipe fitted to all that is known, with its figures."""
         learned = folded.learned(recipe)
-        made = fit(learned, recipe, unit=self.unit, progress=self.tell)
+        fitted = fit(learned, recipe, unit=self.unit, progress=self.tell)
+        made, apart = fitted.whole, fitted.apart()
         taught = self.settings.origin_teachers
         said = self._refits(recipe, folded, "candidate", taught)
         lately = factor(made, learned, folded.plan.column)
         tried = [Tried.at(one.at_ms, one.factor, _bias(one)) for one in said.values()]
         level = Corrector.judged(lately, tried, self.settings.corrector_helps)
         if level.kept:
-            made = corrected(made, level.factor)
+            made, apart = corrected(made, level.factor), corrected(apart, level.factor)
         newest = learned.rows(learned.window == learned.window.max())
         made = with_reference(made, newest, expected(made, newest)[0])
         facts: dict[str, Any] = {
-            "validation": self._measure(made, self._held(recipe, learned)),
+            "validation": self._measure(apart, self._held(recipe, learned)),
             "origins": {
                 "asked": folded.plan.asked,
                 "horizon": f"d{folded.plan.days}",
@@ -123,19 +132,18 @@ class Work:
         }
         manifest = made.manifest.model_copy(update={"metrics": facts, "recipe": recipe.as_json()})
         made = build(manifest, {name: made.files[name] for name in made.manifest.sha256})
-        return made, said, dict(facts)
+        return Candidate(made, apart, said, dict(facts))
 
     def against(
         self,
         old: Generation,
         theirs: Recipe | None,
-        made: Generation,
+        candidate: Candidate,
         recipe: Recipe,
-        said: dict[int, Said],
         folded: Folded,
     ) -> gate.Verdict:
         """The gate's word on the candidate, by the way that suits the two recipes."""
-        untrained = old.manifest.family == "prior"
+        untrained, said = old.manifest.family == "prior", candidate.said
         readable = folded.examples.readable
         cannot = unservable(old.manifest, self.horizons_s, self.unit, readable)
         if untrained and not cannot and said:
@@ -153,17 +161,21 @@ class Work:
             reason = f"the champion cannot be served any more: {cannot}"
             return gate.Verdict(True, reason, {"how": "none"})
         same = theirs is not None and theirs.same(recipe)
-        rows = self._held(recipe, folded.learned(recipe))
+        learned = folded.learned(recipe)
+        if same:
+            new, rows, whose = candidate.made, self._newest(learned), "all users"
+        else:
+            new, rows, whose = candidate.apart, self._held(recipe, learned), "users held out"
         column = _column(rows, self.headline)
         verdict = gate.judge(
             rows.value[:, column],
-            expected(made, rows)[0][:, column],
+            expected(new, rows)[0][:, column],
             expected(old, rows)[0][:, column],
             rows.user,
             rows.window,
             self.settings,
             lenient=same or untrained,
-            where=f"users held out of training, {len(np.unique(rows.window))} cut-offs",
+            where=f"{whose}, {len(np.unique(rows.window))} cut-offs",
         )
         reason = f"{SAME} as the champion's; its file: {verdict.reason}" if same else verdict.reason
         facts = {"how": "files", "same_recipe": same, **verdict.facts}
@@ -195,10 +207,12 @@ class Work:
         )
 
     def _held(self, recipe: Recipe, learned: Examples) -> Examples:
-        """Rows of users held out of training, at the newest cut-offs with a mature headline."""
-        held = held_out(learned, recipe.training) & learned.mask.any(axis=1)
-        rows = learned.rows(held)
-        mature = rows.rows(rows.mask[:, _column(rows, self.headline)])
+        """`_newest` of the users who are held out."""
+        return self._newest(learned.rows(held_out(learned, recipe.training)))
+
+    def _newest(self, learned: Examples) -> Examples:
+        """Rows with a mature label at the newest cut-offs with a mature headline."""
+        mature = learned.rows(learned.mask[:, _column(learned, self.headline)])
         newest = np.unique(mature.window)[-self.settings.windows :]
         return mature.rows(np.isin(mature.window, newest))
 

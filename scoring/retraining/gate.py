@@ -7,12 +7,14 @@ further off by more than `log_bias`. The interval comes from a paired bootstrap 
 drawn with all of his origins. Level is the mean over origins of |log(predicted / actual)|: too much
 at one origin does not make up for too little at another.
 
-By files: two generations score the same rows, users whom neither was trained on, at the newest
-mature cut-offs. So where recipes cannot be refitted (no origin, or none recorded), and to guard
-against an accident where the recipe is the champion's own: then the recipes differ by nothing, the
-gate is passed by identity, and the new file is refused only where it is clearly worse, that is
-where the *upper* bound is below `ngini_low`. The same burden lies on `prior`: what was never
-trained is not owed a proof that it is beaten.
+By files: two generations score the same rows at the newest mature cut-offs. So where recipes
+cannot be refitted (no origin, or none recorded): the rows are of users who are held out, and the
+candidate is fitted without them for that; the champion may have learned from them, which favours
+it. And so to guard against an accident where the recipe is the champion's own: then the recipes
+differ by nothing, the gate is passed by identity, both files have learned from all users, whose
+rows these are, and the new one is refused only where it is clearly worse, that is where the *upper*
+bound is below `ngini_low`. The same burden lies on `prior`: what was never trained is not owed a
+proof that it is beaten.
 
 See docs/adr/0009.
 """

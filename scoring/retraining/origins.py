@@ -145,7 +145,7 @@ def refits(
         stage = f"{whose} at {times.text(at_ms)[:10]} ({number}/{len(plan.at_ms)})"
         known = known_at(learned, at_ms, lateness_ms)
         try:
-            made = fit(known, recipe, all_users=True, progress=partial(_under, progress, stage))
+            made = fit(known, recipe, progress=partial(_under, progress, stage)).whole
         except TooLittleData:
             continue
         out[at_ms] = said(made, examples, at_ms, plan, known)

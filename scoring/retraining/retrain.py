@@ -93,11 +93,12 @@ async def retrain(
     try:
         check(summary, flat_prices=settings.flat_prices)
         folded = work.fold(log(), features, sources, [r for r in (recipe, theirs) if r])
-        made, said, facts = work.candidate(recipe, folded)
+        candidate = work.candidate(recipe, folded)
     except TooLittleData as error:
         return await _fall_back(
             registry, model, champion, summary, lateness_ms, horizons_s, error, promote
         )
+    made, facts = candidate.made, candidate.facts
     names = made.manifest.features or FEATURE_NAMES
     checks.require(
         made,
@@ -111,7 +112,7 @@ async def retrain(
     elif old is None:
         passed, reason = True, f"the champion cannot be loaded any more: {lost}"
     else:
-        verdict = work.against(old, theirs, made, recipe, said, folded)
+        verdict = work.against(old, theirs, candidate, recipe, folded)
         passed, reason = verdict.passed, verdict.reason
         facts["against_champion"] = {"champion": champion, **verdict.facts}
     await registry.publish(made)

@@ -19,8 +19,7 @@ from scoring.generation import Generation, Manifest, with_unit
 from scoring.settings import TrainingSettings
 from scoring.training.examples import Examples
 from scoring.training.forecasts import score
-from scoring.training.splits import held_out
-from scoring.training.trainable import Ask, family
+from scoring.training.trainable import Ask, Made, family
 
 Values = npt.NDArray[np.float64]
 Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
@@ -79,20 +78,15 @@ def fit(
     recipe: Recipe,
     *,
     unit: str = "",
-    all_users: bool = False,
     progress: Progress | None = None,
-) -> Generation:
-    """Train on some examples and calibrate on the newest of them; TooLittleData if too few.
-
-    Users held out by scoring.training.splits are left aside, so that they can judge what was made;
-    `all_users` is for where others judge. Nets hold them out by themselves, to know when to stop.
-    """
-    kind = family(recipe.training.family)
-    if not (kind.holds_out or all_users):
-        examples = examples.rows(~held_out(examples, recipe.training))
+) -> Made:
+    """Train on some examples and calibrate on the newest of them; TooLittleData if too few."""
     days = [seconds // 86_400 for seconds in examples.horizons_s]
-    made = kind.make(Ask(examples, days, recipe.training, recipe.windows, progress))
-    return with_unit(made, unit) if unit else made
+    ask = Ask(examples, days, recipe.training, recipe.windows, progress)
+    made = family(recipe.training.family).make(ask)
+    if not unit:
+        return made
+    return Made(with_unit(made.whole, unit), lambda: with_unit(made.apart(), unit))
 
 
 def expected(made: Generation, rows: Examples) -> tuple[Values, Values]:

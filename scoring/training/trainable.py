@@ -14,7 +14,7 @@ from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.training import distilling
 from scoring.training.examples import Examples
-from scoring.training.splits import newest
+from scoring.training.splits import held_out, newest
 from scoring.training.teacher import Teacher
 from scoring.zoo import NETS
 
@@ -42,7 +42,15 @@ class Ask:
     progress: Progress | None = None
 
 
-Make = Callable[[Ask], Generation]
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model, and the same without the users of splits.held_out, who can judge that one."""
+
+    whole: Generation  # of everybody: what serves
+    apart: Callable[[], Generation]  # fitted when it is asked for, where it is not there anyway
+
+
+Make = Callable[[Ask], Made]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ class Trainable:
     make: Make
     trains: bool = True  # needs examples
     seeded: bool = True  # another seed gives another model
-    holds_out: bool = False  # it leaves splits.held_out aside by itself
+    holds_out: bool = False  # it is made `apart` on the way, to know when to stop
 
 
 def family(name: str) -> Trainable:
@@ -69,7 +77,7 @@ def family(name: str) -> Trainable:
 SERVED = "served"
 
 
-def _served(ask: Ask) -> Generation:
+def _served(ask: Ask) -> Made:
     """As scoring.retraining.retrain makes the generation that it publishes."""
     return family(ask.training.family).make(ask)
 
@@ -77,7 +85,7 @@ def _served(ask: Ask) -> Generation:
 def _net(name: str, pupil: bool = False) -> Make:
     """A net of scoring.zoo.NETS, trained by `loop`; a pupil learns from teachers, too."""
 
-    def make(ask: Ask) -> Generation:
+    def make(ask: Ask) -> Made:
         try:
             from scoring.training import loop as training
         except ImportError as error:
@@ -90,7 +98,13 @@ def _net(name: str, pupil: bool = False) -> Make:
         chosen = ask.training.model_copy(update={"family": name})
         teacher = _teacher(examples, chosen, ask.progress) if pupil else None
         trained = training.train(examples, chosen, ask.progress, teacher=teacher)
-        return training.generation(trained, examples, calibrate_on=newest(examples, ask.windows))
+        whole = training.refit(examples, trained, ask.progress, teacher=teacher)
+        calibrate_on = newest(examples, ask.windows)
+
+        def exported(net: training.Trained) -> Generation:
+            return training.generation(net, examples, calibrate_on=calibrate_on)
+
+        return Made(exported(whole), lambda: exported(trained))
 
     return make
 
@@ -142,13 +156,14 @@ def _teaching(name: str, how: TrainingSettings) -> Callable[[Examples], Generati
 def _two_part(fit: Fit) -> Make:
     """A family that is fitted in one go."""
 
-    def make(ask: Ask) -> Generation:
-        assert ask.examples is not None
+    def make(ask: Ask) -> Made:
+        rows, seed = ask.examples, ask.training.seed
+        assert rows is not None
         tell = ask.progress or (lambda stage, done, total: None)
         tell("train", 0, 1)
-        made = fit(ask.examples, seed=ask.training.seed)
+        whole = fit(rows, seed=seed)
         tell("train", 1, 1)
-        return made
+        return Made(whole, lambda: fit(rows.rows(~held_out(rows, ask.training)), seed=seed))
 
     return make
 
@@ -202,15 +217,20 @@ FITS: dict[str, Fit] = {
 TEACHERS = (*sorted(FITS), *NETS)
 
 
-def _blend(ask: Ask) -> Generation:
+def _blend(ask: Ask) -> Made:
     from scoring.zoo import blend
 
-    return blend.generation([TRAINED[name].make(ask) for name in BLENDED])
+    members = [TRAINED[name].make(ask) for name in BLENDED]
+    return Made(
+        blend.generation([one.whole for one in members]),
+        lambda: blend.generation([one.apart() for one in members]),
+    )
 
 
-def _prior(ask: Ask) -> Generation:
+def _prior(ask: Ask) -> Made:
     days = tuple(ask.horizons)
-    return prior(ModelSettings(horizons_days=days, headline=f"d{max(days)}"))
+    made = prior(ModelSettings(horizons_days=days, headline=f"d{max(days)}"))
+    return Made(made, lambda: made)
 
 
 TRAINED: dict[str, Trainable] = {

@@ -83,6 +83,10 @@ async def test_the_usual_retrain_has_the_champions_recipe_and_need_not_beat_itse
     assert later.reason.startswith("same recipe as the champion's")
     against = later.metrics["against_champion"]
     assert against["how"] == "files" and against["same_recipe"]
+    # Both files have learned from everybody, so everybody compares them; the figures of a file are
+    # of users from whom its like has not learned.
+    assert against["judged"] == "all users, 3 cut-offs"
+    assert against["users"] > 2 * later.metrics["validation"]["rows"] / 3
 
 
 async def test_a_worse_candidate_is_published_but_not_promoted(tmp_path: Path) -> None:
@@ -110,6 +114,18 @@ async def test_a_better_candidate_replaces_the_champion(tmp_path: Path) -> None:
     assert better.metrics["against_champion"]["how"] == "origins"
     assert await registry.champion() == better.generation
     assert "no worse than the champion" in better.reason
+
+
+async def test_another_recipe_without_an_origin_is_judged_by_users_it_was_made_without(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    await run(registry, HARDLY)
+    linear = await run(registry, GOOD.model_copy(update={"family": "linear"}))
+    against = linear.metrics["against_champion"]
+    assert (against["how"], against["same_recipe"]) == ("files", False)
+    assert against["judged"] == "users held out, 3 cut-offs"
+    assert against["users"] < 900 / 2
 
 
 async def test_publishing_without_promoting_leaves_the_champion(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from scoring.errors import ScoringError
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.training import trainable
+from scoring.training.examples import Examples
 from scoring.training.forecasts import score
-from scoring.training.trainable import SERVED, TRAINED, Ask, family
+from scoring.training.splits import held_out
+from scoring.training.trainable import SERVED, TRAINED, Ask, Made, family
 from scoring.zoo import FAMILIES
 from tests.scoring.test_linear import ROWS
 
@@ -34,9 +36,9 @@ def test_what_cannot_be_retrained_is_no_family(name: str) -> None:
 def test_served_is_the_family_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def make(ask: Ask) -> Generation:
+    def make(ask: Ask) -> Made:
         asked.append(ask.training.family)
-        return prior(ModelSettings())
+        return Made(prior(ModelSettings()), lambda: prior(ModelSettings()))
 
     monkeypatch.setitem(TRAINED, "gru", replace(TRAINED["gru"], make=make))
     TRAINED[SERVED].make(Ask(None, [90], TrainingSettings(family="gru")))
@@ -73,11 +75,33 @@ def test_a_net_learns_from_a_net() -> None:
     how = TrainingSettings(width=4, window=3, epochs=1, least_orders=20)
 
     def made(**more: object) -> Generation:
-        return TRAINED["mingru"].make(Ask(ROWS, (), how.model_copy(update=more)))
+        return TRAINED["mingru"].make(Ask(ROWS, (), how.model_copy(update=more))).whole
 
     taught = made(teachers=("gru",))
     assert taught.manifest.params["teacher_weight"] == how.teacher_weight
     assert taught.id != made().id
+
+
+@pytest.mark.parametrize("name", ["linear", "mingru", "blend"])
+def test_what_serves_knows_the_users_who_are_held_out_and_its_like_does_not(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    monkeypatch.setattr(trainable, "BLENDED", ("mingru", "linear"))
+    how = TrainingSettings(width=4, epochs=1, least_orders=20)
+
+    def fitted(made: Generation) -> dict[str, bytes]:
+        """Files without a manifest, where the calibration stands: all users make it."""
+        return {name: file for name, file in made.files.items() if not name.endswith(".json")}
+
+    def both(rows: Examples) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        made = TRAINED[name].make(Ask(rows, (), how))
+        return fitted(made.whole), fitted(made.apart())
+
+    told = ROWS.rows(np.arange(len(ROWS)))
+    told.value[held_out(told, how)] *= 3
+    (whole, apart), (changed, same) = both(ROWS), both(told)
+    assert same == apart != whole != changed
 
 
 @pytest.mark.parametrize("name", ["blend", "prior", SERVED, "gnu"])

@@ -24,7 +24,7 @@ from scoring.inputs import HELD_NAMES  # noqa: E402
 from scoring.judging import metrics  # noqa: E402
 from scoring.scorer import Scorer  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
-from scoring.training import loop  # noqa: E402
+from scoring.training import loop, run  # noqa: E402
 from scoring.training.examples import Examples, build  # noqa: E402
 from scoring.training.loop import generation  # noqa: E402
 from scoring.training.splits import held_out, newest  # noqa: E402
@@ -74,6 +74,34 @@ def test_training_ranks_held_out_users_and_hits_their_level(examples: Examples) 
     assert abs(active.mean() - rows.active[:, 2].mean()) < 0.06
 
 
+def test_what_serves_learns_from_everybody_for_as_long_as_held_out_users_allow(
+    examples: Examples,
+) -> None:
+    def both(rows: Examples) -> tuple[str, str, list[tuple[str, int, int]]]:
+        done: list[tuple[str, int, int]] = []
+        trained = loop.train(rows, QUICK)
+        whole = loop.refit(rows, trained, lambda *step: done.append(step))
+        assert done == [("refit", n, trained.kept) for n in range(1, trained.kept + 1)]
+        return generation(trained, rows).id, generation(whole, rows).id, done
+
+    apart, whole, done = both(examples)
+    assert 1 < len(done) <= 6
+    # A label of early cut-offs of held-out users stops nothing: it is for the second net alone.
+    told = examples.rows(np.arange(len(examples)))
+    asides = held_out(told, QUICK) & told.mask.all(axis=1) & (told.window < 2)
+    told.value[asides] += 50.0
+    told.between[asides] = True
+    changed = both(told)
+    assert (changed[0], changed[2]) == (apart, done)
+    assert changed[1] != whole != apart
+
+
+def test_a_net_that_no_epoch_bettered_stays_as_it_began(examples: Examples) -> None:
+    trained = loop.train(examples, QUICK.model_copy(update={"rate": 1e30}))
+    assert trained.kept == 0
+    assert all(torch.isfinite(p).all() for p in loop.refit(examples, trained).net.parameters())
+
+
 def test_a_log_of_few_users_gets_its_steps_too(examples: Examples) -> None:
     fitted = examples.rows(~held_out(examples, TrainingSettings()) & examples.mask.any(1))
     users = len(np.unique(fitted.sequence))
@@ -85,7 +113,7 @@ def test_a_log_of_few_users_gets_its_steps_too(examples: Examples) -> None:
 
     with pytest.raises(StopIteration):
         loop.train(examples, TrainingSettings(users_per_batch=-(-users // 8)), watch=stop)
-    assert epochs == [loop.STEPS // 8]  # of eight steps each
+    assert epochs == [run.STEPS // 8]  # of eight steps each
 
 
 def test_the_manifest_says_what_was_trained_on(examples: Examples) -> None:
