@@ -24,6 +24,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.partitioner import NAMES, partition
 from featurestore.store import Meta
 from livevalue import __version__, running
+from livevalue.output import counted
 from streams import crashpoints, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings, Settings
@@ -85,7 +86,7 @@ def _log(settings: Settings) -> Iterator[Check]:
         yield Check("topics", "failed", problem.message)
     if not problems:
         sources = ", ".join(kafka.sources)
-        yield Check("topics", "ok", f"{sources} with {kafka.partitions} partitions each")
+        yield Check("topics", "ok", f"{sources} with {counted(kafka.partitions, 'partition')} each")
         yield from _records(kafka)
 
 
@@ -104,23 +105,24 @@ def _records(kafka: KafkaSettings) -> Iterator[Check]:
         name: sum(partition(key, kafka.partitions, name) == p for key, p, _ in sample)
         for name in NAMES
     }
-    right = shares[kafka.partitioner]
+    right, last = shares[kafka.partitioner], counted(len(sample), "record")
     best = max(NAMES, key=shares.__getitem__)
     if right == len(sample):
-        yield Check("partitioner", "ok", f"{kafka.partitioner} fits the last {right} records")
+        yield Check("partitioner", "ok", f"{kafka.partitioner} fits the last {last}")
     elif shares[best] > right:
         yield Check(
             "partitioner",
             "failed",
-            f"{kafka.partitioner} fits {right} of the last {len(sample)} records, {best} "
+            f"{kafka.partitioner} fits {right} of the last {last}, {best} "
             f"{shares[best]}: set LIVEVALUE_KAFKA__PARTITIONER={best}",
         )
     else:
+        lie = "lies" if len(sample) - right == 1 else "lie"
         yield Check(
             "partitioner",
             "warning",
-            f"{len(sample) - right} of the last {len(sample)} records lie in another partition "
-            "than their key says: they become dead letters; look at their producer",
+            f"{len(sample) - right} of the last {last} {lie} in another partition than their key "
+            "says: they become dead letters; look at their producer",
         )
     ahead_s = max(stamp for _, _, stamp in sample) / 1000 - time.time()
     if ahead_s > _DRIFT_S:
@@ -211,7 +213,7 @@ def _meta(settings: Settings, meta: Meta | None) -> Check:
                 f"LIVEVALUE_KAFKA__{name.upper()}={held}, or name another database in "
                 "LIVEVALUE_STORE__URL",
             )
-    return Check("deployment", "ok", f"{meta.partitions} partitions, clock {meta.clock}")
+    return Check("deployment", "ok", f"{counted(meta.partitions, 'partition')}, clock {meta.clock}")
 
 
 async def _ask(settings: Settings) -> tuple[dict[str, str], float, str, Meta | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from livevalue.output import Output, measured
+from livevalue.output import Output, counted, measured
 
 if TYPE_CHECKING:
     from livevalue.jobs.evaluating import Progress
@@ -68,7 +68,7 @@ def show_staleness(rows: Rows, out: Output) -> None:
                 if r["who"] not in ("all", "seen") and (r["against"], r["stale"]) == typical
             ]
             if whole:
-                out.say(f"{kind} rows, {days} days ahead")
+                out.say(f"{kind} rows, {counted(days, 'day')} ahead")
                 out.table(
                     ("who", "against", "stale", "rows", "unseen", "fresh", "stale", "fresh - stale",
                      "95 % interval"),

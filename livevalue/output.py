@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featurestore.wording import counted as counted
+
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
@@ -166,15 +168,6 @@ def _check_writable(path: Path) -> None:
 
 def _cannot(path: Path, error: OSError) -> Refused:
     return Refused(f"cannot write {path} ({error.strerror}): name another file")
-
-
-def counted(n: int, what: str) -> str:
-    """A count of something that has a plural in s.
-
-    >>> counted(1, "order"), counted(1200, "order")
-    ('1 order', '1,200 orders')
-    """
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def _shown(cell: object) -> str:

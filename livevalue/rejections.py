@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from livevalue.output import Refused
+from livevalue.output import Refused, counted
 from streams.log import FileLog
 
 MIXED = 0.01  # share of a log in currencies without a rate, beyond which nothing is learned of it
@@ -50,8 +50,9 @@ def refuse_mixed(facts: Mapping[str, Any], taken: int) -> None:
     foreign = facts["reasons"].get("unknown_currency", 0)
     if foreign > MIXED * (taken + foreign):
         raise Refused(
-            f"the log mixes currencies: {foreign:,} of {taken + foreign:,} events are in one"
-            " without a rate; set LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
+            f"the log mixes currencies: {foreign:,} of {counted(taken + foreign, 'event')}"
+            f" {'is' if foreign == 1 else 'are'} in one without a rate; set"
+            " LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
             " the log is in, or give a log of one currency"
         )
 
@@ -65,7 +66,7 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"! {row['place']}: {row['reason']}: {row['detail']}"
 
 
-def counted(facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def totals(facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns and the one row of a table: the facts that are told in no other line."""
     shown = {name: n for name, n in facts.items() if name not in ("reasons", "first_rejections")}
     return list(shown), [list(shown.values())]

@@ -23,6 +23,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME, EventBatch
+from featurestore.wording import counted
 from streams.codec import Codec, merge
 from streams.errors import LogFileError, LogReset
 from streams.kafkalog import KafkaLog
@@ -227,8 +228,9 @@ async def archive_steps(
         settings.kafka.sources
     ):
         raise LogFileError(
-            f"{folder} holds topics {found['topics']} with {found['partitions']} partitions: "
-            "set LIVEVALUE_KAFKA__PARTITIONS and the topics to the same"
+            f"{folder} holds topics {found['topics']} with "
+            f"{counted(found['partitions'], 'partition')}: set LIVEVALUE_KAFKA__PARTITIONS and the "
+            "topics to the same"
         )
     sources = settings.kafka.sources
     for partition in range(settings.kafka.partitions):

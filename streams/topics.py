@@ -29,6 +29,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from featurestore.secrets import refused
+from featurestore.wording import counted
 from streams.connection import SECTION, security
 from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
 from streams.knock import Hung, Refused, knock
@@ -500,8 +501,8 @@ def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem
         problems.append(
             Problem(
                 kafka.sources[0],
-                f"the sources have {count} partitions, the settings say {kafka.partitions}: "
-                f"set LIVEVALUE_KAFKA__PARTITIONS={count}",
+                f"the sources have {counted(count, 'partition')}, the settings say "
+                f"{kafka.partitions}: set LIVEVALUE_KAFKA__PARTITIONS={count}",
             )
         )
     problems += [
@@ -520,7 +521,7 @@ def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem
             problems.append(
                 Problem(
                     name,
-                    f"{name} has {found[name].partitions} partitions, the sources have "
+                    f"{name} has {counted(found[name].partitions, 'partition')}, the sources have "
                     f"{max(counts.values())}: name a new topic in LIVEVALUE_KAFKA__SCORES",
                 )
             )

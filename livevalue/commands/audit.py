@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, measured
+from livevalue.output import Json, Output, counted, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def audit(
     if snapshot:
         with bar(out, "users") as tell:
             facts = asyncio.run(snapshots.take(settings, archive, lambda n: tell(n, None)))
-        what = f"{facts['users']:,} users" if facts["taken"] else "there already"
+        what = counted(facts["users"], "user") if facts["taken"] else "there already"
         out.say(f"snapshot of {facts['snapshot']}, {what}: {facts['file']}")
         out.result(facts)
         return
@@ -143,7 +143,7 @@ def _show(facts: dict[str, Any], out: Output) -> None:
     rows: list[Row] = facts["rows"]
     for days in sorted({row["horizon_days"] for row in rows}):
         of = [row for row in rows if row["horizon_days"] == days]
-        out.say(f"{days} days")
+        out.say(counted(days, "day"))
         out.table(
             ("snapshot", "generation", "evidence", "users", *_SHOWN.values(), ""),
             (
@@ -164,18 +164,28 @@ def _show(facts: dict[str, Any], out: Output) -> None:
     for one in facts["waiting"]:
         first.setdefault(one["horizon_days"], one)
     for days, one in sorted(first.items()):
-        count = sum(w["horizon_days"] == days for w in facts["waiting"])
+        waiting = counted(
+            sum(w["horizon_days"] == days for w in facts["waiting"]),
+            "snapshot waits for its",
+            "snapshots wait for their",
+        )
         out.say(
-            f"{days} days: {count} snapshots wait for their labels, that of "
+            f"{counted(days, 'day')}: {waiting} labels, that of "
             f"{one['snapshot'][:10]} until the log reaches {one['from'][:16]}Z"
         )
     if facts["before_src"]:
         out.say(
-            f"{len(facts['before_src'])} snapshots are older than the log, or than a part of it "
-            "that retention has shortened: name the archive"
+            f"{counted(len(facts['before_src']), 'snapshot is', 'snapshots are')} older than the "
+            "log, or than a part of it that retention has shortened: name the archive"
         )
     if facts["erased"]:
-        out.say(f"{facts['erased']} users who were erased since are left out")
+        out.say(
+            counted(
+                facts["erased"],
+                "user who was erased since is left out",
+                "users who were erased since are left out",
+            )
+        )
     if not rows:
         out.say("no label is mature yet")
 
@@ -184,7 +194,12 @@ def _show_shadows(found: dict[str, Any], out: Output) -> None:
     """Each shadow against what served, over all its mature pairs."""
     if not found["comparisons"]:
         if found["pairs"]:
-            out.say(f"{found['pairs']} pairs of a shadow wait for their labels")
+            waiting = counted(
+                found["pairs"],
+                "pair of a shadow waits for its",
+                "pairs of a shadow wait for their",
+            )
+            out.say(f"{waiting} labels")
         return
     out.say("shadows: nGini is theirs minus the champion's, with its interval of 90 %")
     out.table(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 
 ORDER = 5
 
@@ -45,7 +45,8 @@ def demo(
     report = Demo(dir or default_folder(), seconds, simulate, out.console).run()
     simulated = f" ({report.simulated:,} of them simulated)" if report.simulated else ""
     out.say(
-        f"{report.events:,} events{simulated}, {report.updates:,} updates of {report.users:,} users"
+        f"{counted(report.events, 'event')}{simulated}, {counted(report.updates, 'update')} of "
+        f"{counted(report.users, 'user')}"
     )
     out.say(
         f"first moved value after {report.first_value_s} s; {report.anonymous:,} lines of the "

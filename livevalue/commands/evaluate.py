@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output, costs, measured
+from livevalue.output import Json, Output, costs, counted, measured
 from livevalue.srcs import Columns, OrderLines, Type
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _show(report: Report, out: Output) -> None:
     asked = dict.fromkeys((row["as_of"], row["horizon_days"]) for row in report.runs)
     for as_of, days in asked:
         rows = [r for r in report.runs if (r["as_of"], r["horizon_days"]) == (as_of, days)]
-        out.say(f"{days} days from {as_of}, {rows[0]['users']:,} users")
+        out.say(f"{counted(days, 'day')} from {as_of}, {rows[0]['users']:,} users")
         out.table(
             ("model", *_SHOWN.values()),
             (
@@ -205,7 +205,7 @@ def _show(report: Report, out: Output) -> None:
     for days in dict.fromkeys(row["horizon_days"] for row in report.pooled):
         rows = [row for row in report.pooled if row["horizon_days"] == days]
         if rows[0]["cutoffs"] > 1:
-            out.say(f"{days} days, mean of {rows[0]['cutoffs']} cut-offs")
+            out.say(f"{counted(days, 'day')}, mean of {rows[0]['cutoffs']} cut-offs")
             out.table(
                 ("model", *_SHOWN.values()),
                 (

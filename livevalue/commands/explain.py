@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 
 ORDER = 35
 
@@ -42,5 +42,8 @@ def explain(user: Annotated[str, typer.Argument(metavar="USER")], json: Json = N
             for r in facts["reasons"]
         ),
     )
-    out.say(f"{facts['older']} of {facts['events']} events are older and folded for good")
+    verb = "is" if facts["older"] == 1 else "are"
+    out.say(
+        f"{facts['older']} of {counted(facts['events'], 'event')} {verb} older and folded for good"
+    )
     out.result(facts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 
 if TYPE_CHECKING:
     from livevalue.jobs.exporting import Format
@@ -73,7 +73,7 @@ def export(
     with bar(out, "users") as tell:
         facts = asyncio.run(job(running.settings(), file, form, choice, tell))
     when = f"as of {facts['as_of']}" if facts["as_of"] else "as published"
-    out.say(f"{facts['rows']:,} of {facts['users']:,} users, {when}, in {facts['file']}")
+    out.say(f"{facts['rows']:,} of {counted(facts['users'], 'user')}, {when}, in {facts['file']}")
     out.result(facts)
 
 

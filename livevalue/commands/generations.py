@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, costs, measured
+from livevalue.output import Json, Output, costs, counted, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 50
@@ -148,7 +148,7 @@ def _show_gate(found: dict[str, Any], out: Output) -> None:
     verdict = f"kept, x {corrector['factor']:.3f}" if corrector["kept"] else "left out"
     out.say(
         f"level corrector: {verdict} (it helps at {corrector['helped']} of "
-        f"{len(corrector['origins'])} origins); refitted to {found['refitted_to'][:10]}"
+        f"{counted(len(corrector['origins']), 'origin')}); refitted to {found['refitted_to'][:10]}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output, Refused
+from livevalue.output import Json, Output, Refused, counted
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 40
@@ -46,20 +46,21 @@ def replay(
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.replaying import replay_source
-    from livevalue.rejections import counted, lines
+    from livevalue.rejections import lines, totals
 
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
     with bar(out, "events") as tell:
         facts = asyncio.run(replay_source(running.settings(), src, files, generation, tell))
-    out.table(*counted(facts))
+    out.table(*totals(facts))
     for line in lines(facts):
         out.say(line)
     out.result(facts)
     if facts["rejected"] and not facts["applied"]:
         raise Refused(
-            f"nothing was applied and {facts['rejected']:,} were rejected: mend what the reasons "
-            "above name; files with other columns or without a type need --columns or --type"
+            f"nothing was applied and {counted(facts['rejected'], 'was', 'were')} rejected: mend "
+            "what the reasons above name; files with other columns or without a type need "
+            "--columns or --type"
         )
 
 
@@ -110,7 +111,7 @@ def verify(
         facts = asyncio.run(
             verify_live(running.settings(), sample, base or (), files, lambda n: tell(n, None))
         )
-    out.say(f"{facts['users']:,} users compared, {facts['different']:,} different")
+    out.say(f"{counted(facts['users'], 'user')} compared, {facts['different']:,} different")
     if facts["unswept"]:
         out.say(
             f"of {facts['unswept']:,} the documents were not compared: a sweep is to publish them"
@@ -118,7 +119,8 @@ def verify(
         )
     for name, number in facts["excepted"].items():
         if number:
-            out.say(f"{number:,} differ as an exception may: {EXCEPTIONS[name]}")
+            how = counted(number, "differs", "differ")
+            out.say(f"{how} as an exception may: {EXCEPTIONS[name]}")
     for row in facts["first_differences"]:
         out.say(f"  {row['user_id']} (partition {row['partition']}): {', '.join(row['differs'])}")
     out.result(facts)
@@ -151,7 +153,8 @@ def archive(
         with bar(out, "events archived") as tell:
             facts = asyncio.run(archive_log(settings, folder, lambda n: tell(n, None)))
         took = time.monotonic() - began
-        out.say(f"{facts['events']:,} events in {facts['files']} new files, {took:.1f} s")
+        files = counted(facts["files"], "new file")
+        out.say(f"{counted(facts['events'], 'event')} in {files}, {took:.1f} s")
         snapshot, why_not = asyncio.run(take_daily(settings, folder))
         if snapshot or why_not:
             out.say(f"what is served: {snapshot.get('snapshot') or why_not}")

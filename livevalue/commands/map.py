@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 
 if TYPE_CHECKING:
     from livevalue.mapping.report import Report
@@ -133,12 +133,12 @@ def _show(out: Output, report: Report, dry_run: bool) -> None:
         ),
     )
     if len(rows) > _SHOWN:
-        out.say(f"and {len(rows) - _SHOWN} more names: --json has all")
+        out.say(f"and {counted(len(rows) - _SHOWN, 'more name')}: --json has all")
     for sums in report.money():
         out.say(
-            f"{sums['orders']:,} orders of {sums['smallest']} to {sums['largest']} "
-            f"{sums['currency']}, {sums['mean']} on average; {sums['refunds']:,} refunds of "
-            f"{sums['refunded']} together"
+            f"{counted(sums['orders'], 'order')} of {sums['smallest']} to {sums['largest']} "
+            f"{sums['currency']}, {sums['mean']} on average; {counted(sums['refunds'], 'refund')} "
+            f"of {sums['refunded']} together"
         )
     for bad in report.worst():
         name = f" {bad['name']}" if bad["name"] else ""
@@ -147,9 +147,10 @@ def _show(out: Output, report: Report, dry_run: bool) -> None:
         )
         out.say(f"    change: {bad['change']}")
     counts = report.counts
+    mapped = counted(counts["mapped"], "event")
     would = "would be " if dry_run else ""
     out.say(
-        f"{report.messages:,} messages: {counts['mapped']:,} events {would}mapped, "
+        f"{counted(report.messages, 'message')}: {mapped} {would}mapped, "
         f"{counts['ignored']:,} ignored, {counts['anonymous']:,} anonymous, "
         f"{counts['parked']:,} {would}parked"
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 from livevalue.srcs import Columns, OrderLines, Type, options
 
 ORDER = 53
@@ -57,7 +57,7 @@ def shadow(
             facts = asyncio.run(
                 job(running.settings(), name, archive, base or (), files, out.say, tell)
             )
-        what = f"{facts['users']:,} users" if facts["taken"] else "there already"
+        what = counted(facts["users"], "user") if facts["taken"] else "there already"
         out.say(f"store {facts['store']} is fed; pair of {facts['snapshot']}, {what}")
         out.result(facts)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from livevalue.moments import moment
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 ORDER = 45
@@ -64,7 +64,7 @@ def backfill(
     from livevalue import running
     from livevalue.bars import bar
     from livevalue.jobs.storing import backfill as job
-    from livevalue.rejections import counted, lines
+    from livevalue.rejections import lines, totals
 
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
@@ -81,7 +81,7 @@ def backfill(
                 progress=tell,
             )
         )
-    out.table(*counted(facts))
+    out.table(*totals(facts))
     for line in lines(facts):
         out.say(line)
     out.result(facts)
@@ -138,5 +138,5 @@ def drop(name: Annotated[str, typer.Argument(metavar="S")], json: Json = None) -
 
     out = Output(json)
     facts = asyncio.run(job(running.settings(), name))
-    out.say(f"{facts['keys']:,} keys of store {name} deleted")
+    out.say(f"{counted(facts['keys'], 'key')} of store {name} deleted")
     out.result(facts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output
+from livevalue.output import Json, Output, counted
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def _show(tuned: Tuned, out: Output) -> None:
     pruned = sum(one.ngini is None for one in tuned.trials)
     cutoffs = ", ".join(times.text(ms)[:10] for ms in tuned.validation_ms)
     out.say(
-        f"{len(tuned.trials)} trials, {pruned} pruned; {tuned.horizon_days} days from {cutoffs},"
-        f" {tuned.users:,} users"
+        f"{counted(len(tuned.trials), 'trial')}, {pruned} pruned;"
+        f" {counted(tuned.horizon_days, 'day')} from {cutoffs}, {counted(tuned.users, 'user')}"
     )
     complete = [one for one in tuned.trials if one.ngini is not None]
     ranked = sorted(complete, key=lambda one: (-(one.ngini or 0.0), one.number))

@@ -14,6 +14,7 @@ from decimal import Decimal
 from rich.table import Table
 
 from livevalue.demo.orders import DAY_MS, Orders
+from livevalue.output import counted
 
 TOP = 20
 
@@ -49,7 +50,8 @@ class Hindsight:
 
     def table(self) -> Table:
         """For the terminal."""
-        table = Table(title=f"What each top {TOP} spent in the {self.days:.0f} days that followed")
+        days = counted(round(self.days), "day")
+        table = Table(title=f"What each top {TOP} spent in the {days} that followed")
         table.add_column("picked by")
         table.add_column("spent, GBP", justify="right")
         table.add_column("of the best possible", justify="right")
@@ -60,7 +62,7 @@ class Hindsight:
         ):
             share = spent / self.best if self.best else Decimal(0)
             table.add_row(name, f"{spent:,.2f}", f"{share:.0%}")
-        table.caption = f"{self.shared} users are on both lists"
+        table.caption = f"{counted(self.shared, 'user is', 'users are')} on both lists"
         return table
 
 

@@ -28,7 +28,7 @@ from livevalue.demo.screen import Screen, move_of
 from livevalue.demo.worker import Command
 from livevalue.embedded import Stack
 from livevalue.jobs.storing import backfill
-from livevalue.output import Refused
+from livevalue.output import Refused, counted
 from livevalue.running import announce, prefix, withdraw
 from livevalue.sources import FileOptions
 from scoring.generation import Generation
@@ -226,9 +226,9 @@ class Demo:
         self._report.events, self._report.simulated = player.sent, player.simulated
         self._report.users = len(self._users)
         real = player.sent - player.simulated
-        counts = f"{real:,} orders and refunds · {self._report.updates:,} updates"
+        counts = f"{real:,} orders and refunds · {counted(self._report.updates, 'update')}"
         if player.simulated:
-            counts += f" · {player.simulated:,} simulated events"
+            counts += f" · {counted(player.simulated, 'simulated event')}"
         screen.show(player.clock_ms, counts, time.monotonic())
 
     def _check(self, worker: Command, player: Player | None, listener: Listener) -> None:

@@ -22,7 +22,7 @@ from featurestore.state import States, history
 from featurestore.store import FeatureStore
 from livevalue.jobs import shadowing, snapshots
 from livevalue.jobs.exporting import live_now, live_stores
-from livevalue.output import Refused
+from livevalue.output import Refused, counted
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring.retraining import audit as judging
 from scoring.retraining import drift as drifting
@@ -246,7 +246,8 @@ async def drift(
             ""
             if found
             else (
-                f"{tally.users} users were seen within {reference.seen_within_s // 86_400} days, "
+                f"{counted(tally.users, 'user was', 'users were')} seen within "
+                f"{reference.seen_within_s // 86_400} days, "
                 f"{drifting.LEAST_USERS} are needed"
             )
         )

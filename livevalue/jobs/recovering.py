@@ -25,7 +25,7 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from featurestore.columns import NO_TIME
 from featurestore.errors import StoreHalfDone
 from featurestore.store import CommitOutcome, FeatureStore, Identity, Watermark
-from livevalue.output import Refused
+from livevalue.output import Refused, counted
 from streams import sweep, topics
 from streams.emit import Published
 from streams.fingerprint import Fingerprint
@@ -130,7 +130,7 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
         return plan
     if len(mark.positions) != len(names):
         raise Refused(
-            f"the store was folded from {len(mark.positions)} topics, the settings name "
+            f"the store was folded from {counted(len(mark.positions), 'topic')}, the settings name "
             f"{len(names)}: set them back, or build a store aside (`livevalue backfill --store`)"
         )
     plan.notes += found.foreign
@@ -145,7 +145,8 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
         elif positions[s] < held.start and not (mark.base and positions[s] == 0):
             lost = held.start - positions[s]
             positions[s], marks[s] = held.start, ""
-            plan.notes.append(f"{name} has lost {lost} positions that were never folded: skipped")
+            gone = counted(lost, "position that was", "positions that were")
+            plan.notes.append(f"{name} has lost {gone} never folded: skipped")
         elif (cut := cut_at(marks[s])) is not None:
             positions[s], marks[s] = max(cut, held.start), ""
             plan.notes.append(f"{name} was cut at {cut}: goes on from there")

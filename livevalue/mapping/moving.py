@@ -113,7 +113,8 @@ class Outlet:
 
     def _park(self, taken: Taken, parked: Sequence[Outcome], of: int) -> None:
         first = parked[0]
-        more = f" ({len(parked)} of its {of} events are parked)" if of > 1 else ""
+        verb = "is" if len(parked) == 1 else "are"
+        more = f" ({len(parked)} of its {of} events {verb} parked)" if of > 1 else ""
         said = f"{first.name}: {first.detail}{more}" if first.name else first.detail
         letter = Parked(Letter(0, taken.offset, first.reason), said, taken)
         room = _LETTER_RECORDS * self._kafka.max_record_bytes

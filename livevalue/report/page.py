@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from livevalue.output import Refused, costs, measured
+from livevalue.output import Refused, costs, counted, measured
 from livevalue.report import panels
 from livevalue.report.charts import mark
 from livevalue.report.gathered import Horizon, Row
@@ -245,8 +245,8 @@ def _asked(question: Question, src: Sequence[str], unit: str) -> list[tuple[str,
     return [
         ("log", ", ".join(Path(one).name for one in src)),
         ("cut-offs", ", ".join(stamp(at) for at in question.as_of_ms)),
-        ("horizons", ", ".join(f"{days} days" for days in question.horizons_days)),
-        *([("held against", f"{question.label_days} days")] if question.label_days else []),
+        ("horizons", ", ".join(counted(days, "day") for days in question.horizons_days)),
+        *([("held against", counted(question.label_days, "day"))] if question.label_days else []),
         ("users", question.population),
         ("unit", unit),
         ("one order is", {"user-day": "all of a user's day"}.get(question.net_by, question.net_by)),

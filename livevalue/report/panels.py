@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from livevalue.output import counted
 from livevalue.report.charts import Chart, Series, forest
 from livevalue.report.gathered import Horizon
 from livevalue.report.scales import Linear, LogOne
@@ -21,7 +22,7 @@ def ranking(horizon: Horizon) -> str:
     for number, row in enumerate(horizon.pooled):
         low, high = (_nan(end) for end in row["intervals"]["ngini"])
         rows.append((row["model"], number, _nan(row["metrics"]["ngini"]), low, high))
-    return forest(f"nGini over {horizon.days} days, by model", rows, None)
+    return forest(f"nGini over {counted(horizon.days, 'day')}, by model", rows, None)
 
 
 def against(horizon: Horizon) -> str:
@@ -41,7 +42,7 @@ def gain(horizon: Horizon) -> str:
     """Lorenz curves: how much of the money the first users by value hold."""
     x = [i / 100 for i in range(101)]
     chart = Chart(
-        f"Gain curve over {horizon.days} days",
+        f"Gain curve over {counted(horizon.days, 'day')}",
         Linear(0, 1),
         Linear(0, 1),
         "share of users, highest value first",
@@ -116,7 +117,7 @@ def reliability(horizon: Horizon) -> str:
         return ""
     high = min(1.0, max(v for one in lines for point in one.points for v in point) * 1.05)
     chart = Chart(
-        f"Calibration of P(active) over {horizon.days} days",
+        f"Calibration of P(active) over {counted(horizon.days, 'day')}",
         Linear(0, high),
         Linear(0, high),
         "predicted probability of an order",
@@ -140,7 +141,7 @@ def drift(horizon: Horizon, metric: str, name: str, right: float | None) -> str:
         lines.append(Series(model, number, points, band))
     step = -(-len(labels) // 5)
     shown = [(float(i), label) for i, label in enumerate(labels) if i % step == 0]
-    title = f"{name} over {horizon.days} days, at each cut-off"
+    title = f"{name} over {counted(horizon.days, 'day')}, at each cut-off"
     return _lines(title, lines, "cut-off", name, right, len(labels), shown)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import times
+from featurestore.wording import counted
 from scoring.errors import ScoringError
 
 DAY = 86_400_000
@@ -32,8 +33,8 @@ def choose_cutoffs(start_ms: int, as_of_ms: int, days: int, delay_ms: int = 0) -
     last = as_of_ms - days * DAY - delay_ms
     if last - start_ms < 2 * DAY:
         raise BadQuestion(
-            f"a window of {days} days before {stamp(as_of_ms)} begins before the log does"
-            f" ({stamp(start_ms)}): take a later --as-of or a shorter --horizon"
+            f"a window of {counted(days, 'day')} before {stamp(as_of_ms)} begins before the log"
+            f" does ({stamp(start_ms)}): take a later --as-of or a shorter --horizon"
         )
     first = start_ms + (last - start_ms) // 2
     step = max((last - first) // (CUTOFFS - 1), DAY) // DAY * DAY

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurestore.settings import FeatureSettings
+from featurestore.wording import counted
 from scoring.judging.comparing import POOLED, Compared, compared
 from scoring.judging.contenders import DEFAULT, model_names
 from scoring.judging.history import History
@@ -96,8 +97,8 @@ def evaluate(
     report.runs = [_run(one, question, found) for one in report.scored]
     if question.label_days is not None:
         report.notes.append(
-            f"what came true is of {question.label_days} days, longer than what was predicted:"
-            " read the ranking, not the level"
+            f"what came true is of {counted(question.label_days, 'day')}, longer than what was"
+            " predicted: read the ranking, not the level"
         )
     first, *others = question.models
     for part in found:

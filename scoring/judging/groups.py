@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.documents import evidence_of
 from scoring.judging.history import DAY
 from scoring.judging.past import Past
@@ -42,6 +43,15 @@ def populations(past: Past) -> dict[str, Bools]:
         "buyers": past.seen & past.buyers,
         "prospects": past.seen & ~past.buyers,
     }
+
+
+def people(n: int, population: str) -> str:
+    """So many of a population.
+
+    >>> people(1, "buyers"), people(0, "prospects"), people(12, "all")
+    ('1 buyer', '0 prospects', '12 users')
+    """
+    return counted(n, "user" if population == "all" else population.removesuffix("s"))
 
 
 def groups(past: Past, population: str) -> Iterator[Group]:

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.settings import FeatureSettings
+from featurestore.wording import counted
 from scoring import cost
 from scoring.judging.baselines.fitted import Baseline
 from scoring.judging.contenders import DAILY, FITTED
 from scoring.judging.cutoffs import BadQuestion, stamp
-from scoring.judging.groups import groups, populations
+from scoring.judging.groups import groups, people, populations
 from scoring.judging.history import DAY, History
 from scoring.judging.past import Past
 from scoring.judging.point_in_time import Log, PointInTime
@@ -74,10 +75,13 @@ class Judge:
         asked = self._question.population
         count = int(named[asked].sum())
         if count < LEAST_USERS:
-            others = ", ".join(f"{n.sum():,} {name}" for name, n in named.items() if name != asked)
+            others = ", ".join(
+                people(int(n.sum()), name) for name, n in named.items() if name != asked
+            )
             raise BadQuestion(
-                f"{count} {asked} before {stamp(self._as_of)}, and a ranking wants {LEAST_USERS}"
-                f" or more (there are {others}): take a later --as-of or another --population"
+                f"{people(count, asked)} before {stamp(self._as_of)}, and a ranking wants"
+                f" {LEAST_USERS} or more (there are {others}): take a later --as-of or another"
+                " --population"
             )
         return np.flatnonzero(named[asked])
 
@@ -90,9 +94,9 @@ class Judge:
         self._came[days] = Outcome(window.value, window.active, window.net)
         if not window.value[self._rows].any():
             raise BadQuestion(
-                f"none of {len(self._rows):,} {asked.population} spent anything in the {judged}"
-                f" days from {stamp(self._as_of)}: there is nothing to rank; take another --as-of,"
-                " a longer --horizon or another --population"
+                f"none of {people(len(self._rows), asked.population)} spent anything in the"
+                f" {counted(judged, 'day')} from {stamp(self._as_of)}: there is nothing to rank;"
+                " take another --as-of, a longer --horizon or another --population"
             )
         self._clicks[days] = Clicks.of(self._history, self._as_of, end)
         self._validation[days] = Validation.before(self._past, judged, asked.population)

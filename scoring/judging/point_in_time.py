@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from featurestore.columns import EventBatch
 from featurestore.settings import FeatureSettings
+from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.interface import Prediction
 from scoring.judging.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
@@ -79,7 +80,7 @@ class PointInTime:
         made = self._build(cutoffs, delay)
         if not made.mask.any(0).all():
             raise TooLittleData(
-                f"no window of {longest} days ends by {stamp(self._as_of)}:"
+                f"no window of {counted(longest, 'day')} ends by {stamp(self._as_of)}:"
                 " take earlier --train-cutoffs or a shorter --horizon"
             )
         return made

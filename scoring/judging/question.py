@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from featurestore.wording import counted
 from scoring.judging.contenders import DEFAULT, model_names
 from scoring.judging.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
 from scoring.judging.history import DAY, History, NetBy
@@ -67,15 +68,16 @@ def check_question(history: History, question: Question) -> None:
     label, longest = question.label_days, max(question.horizons_days)
     if label is not None and label < longest:
         raise BadQuestion(
-            f"--label-horizon of {label} days is shorter than --horizon ({longest} days): leave it"
-            " out, or take a shorter --horizon"
+            f"--label-horizon of {counted(label, 'day')} is shorter than --horizon"
+            f" ({counted(longest, 'day')}): leave it out, or take a shorter --horizon"
         )
     for as_of in question.as_of_ms:
         for days in map(question.judged_days, question.horizons_days):
             # a day-stamped log ends at the start of its last day
             if as_of + days * DAY > history.end_ms + DAY:
+                reach = "reaches" if days == 1 else "reach"
                 raise BadQuestion(
-                    f"{days} days from {stamp(as_of)} reach past the log's end"
+                    f"{counted(days, 'day')} from {stamp(as_of)} {reach} past the log's end"
                     f" ({stamp(history.end_ms)}): take an earlier --as-of or a shorter --horizon"
                 )
         if not history.known(as_of).any():

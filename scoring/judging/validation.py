@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.errors import ScoringError
 from scoring.judging.cutoffs import stamp
 from scoring.judging.groups import populations
@@ -42,7 +43,8 @@ class Validation:
         then = Past.of(history, at, past.net_by, past.cutoffs_ms)
         chosen = populations(then)[population]
         if not chosen.any():
-            return f"no {population} were known {days} days before {stamp(past.as_of_ms)}"
+            whom = population.replace("all", "users")
+            return f"no {whom} were known {counted(days, 'day')} before {stamp(past.as_of_ms)}"
         window = history.window(at, at + days * DAY, past.net_by)
         return cls(then, Outcome(window.value, window.active, window.net), chosen)
 

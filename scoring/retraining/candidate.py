@@ -19,6 +19,7 @@ import numpy as np
 from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
+from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.generation import Generation, build, unservable
 from scoring.judging import metrics
@@ -175,7 +176,7 @@ class Work:
             rows.window,
             self.settings,
             lenient=same or untrained,
-            where=f"{whose}, {len(np.unique(rows.window))} cut-offs",
+            where=f"{whose}, {counted(len(np.unique(rows.window)), 'cut-off')}",
         )
         reason = f"{SAME} as the champion's; its file: {verdict.reason}" if same else verdict.reason
         facts = {"how": "files", "same_recipe": same, **verdict.facts}

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.judging import metrics
 from scoring.judging.bootstrap import Difference, paired_bootstrap
 from scoring.retraining.origins import Said
@@ -69,7 +70,7 @@ def by_origins(
         window,
         settings,
         lenient=lenient,
-        where=f"{len(shared)} origins",
+        where=counted(len(shared), "origin"),
     )
 
 

@@ -22,6 +22,7 @@ from functools import partial
 import numpy as np
 
 from featurestore import times
+from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.generation import Generation
 from scoring.retraining.corrector import factor
@@ -49,8 +50,8 @@ class Plan:
         if len(self.at_ms) >= self.asked:
             return ""
         return (
-            f"{len(self.at_ms)} of {self.asked} origins: the log is too short for more windows of"
-            f" {self.days} days with mature labels before and after them"
+            f"{len(self.at_ms)} of {counted(self.asked, 'origin')}: the log is too short for more"
+            f" windows of {counted(self.days, 'day')} with mature labels before and after them"
         )
 
 

@@ -30,6 +30,7 @@ from typing import Any
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
+from featurestore.wording import counted
 from scoring import checks
 from scoring.errors import RegistryError, ScoringError, TooLittleData
 from scoring.generation import Generation, prior
@@ -152,5 +153,6 @@ async def _fall_back(
     first_ms = summary.start_ms + wait
     if summary.events and first_ms > summary.clock_ms:
         first = datetime.fromtimestamp(first_ms / 1000, UTC)
-        reason += f"; labels of {horizons_s[0] // 86_400} days exist from {first:%Y-%m-%d} on"
+        days = counted(horizons_s[0] // 86_400, "day")
+        reason += f"; labels of {days} exist from {first:%Y-%m-%d} on"
     return RetrainReport(made.id, {}, promoted, reason, trained=False)

@@ -66,9 +66,14 @@ def check(found: LogSummary, *, flat_prices: bool) -> None:
             "the log holds no event of a known user: check SRC and --columns (user_id)"
         )
     if not found.orders and found.refunds:
+        all_of_them = (
+            "the only amount is a refund"
+            if found.refunds == 1
+            else f"all {found.refunds:,} amounts are refunds"
+        )
         raise TooLittleData(
-            f"all {found.refunds:,} amounts are refunds, there is no order: amounts above 0 are"
-            " orders, so check their sign (--columns amount=…)"
+            f"{all_of_them}, there is no order: amounts above 0 are orders, so check their sign"
+            " (--columns amount=…)"
         )
     if not found.orders:
         raise TooLittleData(

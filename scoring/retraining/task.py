@@ -22,6 +22,7 @@ from featurestore import times
 from featurestore.columns import NO_TIME, split
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
+from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.retraining.candidate import fold_log
 from scoring.retraining.journal import Journal
@@ -108,7 +109,7 @@ def prepare(
             return _task(examples, column, windows, lateness_ms, view)
     raise TooLittleData(
         "no mature validation cut-off has a mature training cut-off before it: the labels of"
-        f" {horizons_s[0] // DAY_S} days are needed twice over, so give a longer log"
+        f" {counted(horizons_s[0] // DAY_S, 'day')} are needed twice over, so give a longer log"
     )
 
 

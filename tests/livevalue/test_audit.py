@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from featurestore import times
 from featurestore.store import CommitOutcome
+from livevalue.commands import audit as shown
 from livevalue.commands import generations
 from livevalue.embedded import Stack
 from livevalue.jobs.auditing import audit, drift
 from livevalue.jobs.snapshots import SERVED
-from livevalue.output import Refused
+from livevalue.output import Output, Refused
 from livevalue.sources import FileOptions
 from scoring.generation import Bins, Generation, Reference, build, prior
 from scoring.retraining.audit import Thresholds
@@ -169,7 +170,9 @@ def test_only_the_newest_snapshot_gives_the_alarm(tmp_path: Path) -> None:
     assert _audited(tmp_path, src)["alarm"]
 
 
-def test_snapshots_before_the_log_are_named_and_not_judged(tmp_path: Path) -> None:
+def test_snapshots_before_the_log_are_named_and_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     src = _log(tmp_path, 30)
     older = [_snapshot(tmp_path, -1), _snapshot(tmp_path, 0.49)]
     found = _audited(tmp_path, src)
@@ -178,6 +181,12 @@ def test_snapshots_before_the_log_are_named_and_not_judged(tmp_path: Path) -> No
     _snapshot(tmp_path, 0.5)
     found = _audited(tmp_path, src)
     assert (_days(found, 7), found["before_src"], found["snapshots"]) == ([0.5], older[:1], 2)
+    _snapshot(tmp_path, 25, horizons=(7,))
+    shown._show(_audited(tmp_path, src) | {"erased": 1}, Output())
+    said = capsys.readouterr().out
+    assert "7 days: 1 snapshot waits for its labels, that of 20" in said
+    assert "1 snapshot is older than the log" in said
+    assert "1 user who was erased since is left out" in said
 
 
 def test_without_snapshots_or_events_an_audit_says_what_to_do(tmp_path: Path) -> None:

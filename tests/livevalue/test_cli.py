@@ -347,6 +347,14 @@ def test_doctor_says_what_is_well(run: Run, deployed: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout
     assert set(checks) >= {"versions", "settings", "broker", "topics", "partitioner", "redis"}
     assert {check["status"] for check in checks.values()} == {"ok"}
+    assert checks["topics"]["message"].endswith(" partitions each")
+    prefix = deployed["LIVEVALUE_KAFKA__SCORES"].removesuffix("scores")
+    small = {
+        f"LIVEVALUE_KAFKA__{name}": f"{prefix}one-{name}" for name in ("MIXED", "SCORES", "DLQ")
+    }
+    small = {**deployed, **small, "LIVEVALUE_KAFKA__PARTITIONS": "1"}
+    assert run("topics", "--apply", **small).returncode == 0
+    assert f"{prefix}one-MIXED with 1 partition each\n" in run("doctor", **small).stdout
 
 
 def test_doctor_warns_of_an_armed_crash_point(run: Run, deployed: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from livevalue.demo.bundled import bundled
-from livevalue.demo.hindsight import Lists, look_back, past_spenders
+from livevalue.demo.hindsight import TOP, Lists, look_back, past_spenders
 from livevalue.demo.orders import DAY_MS, Orders, load_orders, simulate
 from livevalue.demo.screen import Screen, move_of
 from livevalue.demo.story import Demo
@@ -76,6 +76,10 @@ def test_hindsight_counts_only_what_came_after() -> None:
     assert [seen.by_value, seen.by_spend, seen.best] == [Decimal(500), Decimal(-30), Decimal(470)]
     assert seen.shared == 0
     assert seen.as_json()["days"] == 20
+    assert seen.table().title == f"What each top {TOP} spent in the 20 days that followed"
+    agreed = look_back(orders, Lists(at_ms, ["ada"], ["ada"]), 11 * DAY_MS).table()
+    assert agreed.title == f"What each top {TOP} spent in the 1 day that followed"
+    assert agreed.caption == "1 user is on both lists"
 
 
 def _document(cause: str, value: float, before: float | None) -> dict[str, object]:

@@ -107,6 +107,9 @@ def test_several_cutoffs_are_shown_with_their_mean(ask: Ask, tmp_path: Path) -> 
     assert [row["model"] for row in pooled] == ["prior", "past_spend"]
     for row, line in zip(pooled, lines[at + 2 :], strict=False):
         assert line.split()[:2] == [row["model"], f"{row['metrics']['ngini']:.3f}"]
+    short = ask("evaluate", "shop.csv", *SHOP, *words[:2], "--horizon", "1d", "--models", "prior")
+    assert "1 day from 1970-05-10" in short.out
+    assert "\n1 day, mean of 2 cut-offs\n" in short.out
 
 
 def test_models_are_listed_without_a_log(run: Run) -> None:

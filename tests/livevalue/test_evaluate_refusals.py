@@ -61,7 +61,9 @@ def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> 
         (("--as-of", "2024-01-20", "--models", "linear"), ("begins before the log does",)),
         (("--as-of", "2024-01-20", "--models", "rfm"), ("begins before the log does",)),
         (("--models", "oracle"), ("no model is called 'oracle'", "pareto_gg")),
+        (("--as-of", "2024-07-20", "--horizon", "1d"), ("1 day from 2024-07-20 reaches past",)),
         (("--population", "prospects"), ("0 prospects", "40 buyers", "another --population")),
+        (("--as-of", "2024-01-02"), ("2 buyers before 2024-01-02", "2 users", "0 prospects")),
         (("--train-cutoffs", "2024-04-20..2024-04-30/5d", "--models", "linear"), ("earlier --tr",)),
     ],
 )

@@ -272,6 +272,10 @@ async def test_the_command_exports_a_real_store(stack: Stack, tmp_path: Path) ->
     assert {row["tier"] for row in rows} == {"top1"}
     assert min(float(row["value"]) for row in rows) == 2475.0
     assert _names(tmp_path) == ["all.parquet", "vip.csv"]
+    redis.Redis.from_url(url).flushdb()
+    await publish(found, {"ada": 1.0})
+    done = _run(tmp_path, "one.csv", **environment)
+    assert done.stdout.startswith("1 of 1 user, as of "), done.stderr
 
 
 @pytest.mark.parametrize(

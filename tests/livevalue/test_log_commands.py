@@ -50,6 +50,10 @@ def test_the_log_and_the_store_agree_in_what_the_commands_say(
         assert command(deployment, "archive", "kept")["events"] == 600
         assert command(deployment, "archive", "kept") == {"files": 0, "events": 0}
         assert command(deployment, "replay", "kept")["digest"] == now["digest"]
+        source, event = next(iter(some_events(1, 1, seed=2, first=600)))
+        deployment.send(source, event)
+        deployment.settle()
+        assert "1 event in 1 new file, " in deployment.command("archive", "kept").stdout
         said = command(deployment, "replay", "nowhere", code=1)["said"]
         assert "neither a file, nor a folder" in said
 
@@ -118,7 +122,12 @@ def test_a_log_that_is_rejected_says_where_and_why(
         assert wholly.returncode == 1
         assert "rejected: 4 missing_field" in said
         assert "! orders.csv:1: missing_field: type: say which with --type" in said
-        assert said.splitlines()[-1].startswith("livevalue: nothing was applied and ")
+        assert said.splitlines()[-1].startswith(
+            "livevalue: nothing was applied and 4 were rejected"
+        )
+        (tmp_path / "one.csv").write_text("".join(CSV.splitlines(keepends=True)[:2]))
+        said = deployment.command("replay", "one.csv", "--columns", MAPPED).stderr
+        assert "livevalue: nothing was applied and 1 was rejected" in said
 
         options = ["orders.csv", "--type", "purchase", "--columns", MAPPED]
         replayed = command(deployment, "replay", *options)

@@ -45,7 +45,10 @@ def test_a_dry_run_of_a_file_needs_no_broker(tmp_path: Path) -> None:
     assert 0 < len(said["worst"]) <= 10
     assert "refund_without_amount" in said["reasons"]
     assert "change: " in done.stdout
+    assert "55 messages: " in done.stdout
     assert "would be mapped" in done.stdout
+    one = _run(tmp_path, "--source", source, "--as", "segment", "--dry-run", "--limit", "1")
+    assert "1 message: 1 event would be mapped, 0 ignored" in one.stdout
 
 
 @pytest.mark.parametrize(

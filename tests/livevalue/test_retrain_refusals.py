@@ -96,9 +96,14 @@ def _mixed() -> list[dict[str, Any]]:
         (_orders(users=1, each=400), "one user alone"),
         ([{**row, "amount": 10} for row in _orders()], "all 480 orders have the same value, 10"),
         ([{**row, "amount": -row["amount"]} for row in _orders()], "all 480 amounts are refunds"),
-        (_mixed(), "the log mixes currencies: 160 of 480 events"),
+        ([{**row, "amount": -3} for row in _orders()[:1]], "the only amount is a refund, there"),
+        (_mixed(), "the log mixes currencies: 160 of 480 events are in one"),
+        (_mixed()[:1], "the log mixes currencies: 1 of 1 event is in one"),
     ],
-    ids=["empty", "short", "small", "browsed", "one-user", "constant", "refunds", "currencies"],
+    ids=[
+        *("empty", "short", "small", "browsed", "one-user", "constant", "refunds", "one-refund"),
+        *("currencies", "one-foreign"),
+    ],
 )
 def test_a_log_that_teaches_nothing_is_refused_and_the_champion_stays(
     tmp_path: Path, champion: str, rows: list[dict[str, Any]], said: str

@@ -73,6 +73,7 @@ def test_what_tune_finds_can_be_pasted_into_the_settings(
     assert found["gain"]["delta"] == pytest.approx(best["ngini"] - default["ngini"], abs=1e-6)
     assert found["rejected"] == 0
     assert (tmp_path / "livevalue-tune.journal").is_file()
+    assert "2 trials, 0 pruned; 7 days from " in said.err
     assert "0 (in force)" in said.err
     for name in QUICK:
         monkeypatch.delenv(name)
@@ -145,6 +146,8 @@ def test_a_journal_that_cannot_be_had_is_told_before_the_log_is_read(
 def test_nothing_is_gained_over_settings_that_do_not_train(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert run("--trials", "1", "--until", "1970-05-20", "--journal", "well") == 0
+    assert "1 trial, 0 pruned; 7 days from " in capsys.readouterr().out
     monkeypatch.setenv("LIVEVALUE_TRAINING__RATE", "1e6")
     assert run("--trials", "1") == 1
     said = capsys.readouterr().err

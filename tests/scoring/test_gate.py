@@ -103,6 +103,8 @@ def test_a_short_log_has_fewer_origins_and_says_so() -> None:
     assert plan.note.startswith("1 of 5 origins: the log is too short")
     assert origins.plan(60 * DAY_MS, horizons_s, 0, grid, RetrainSettings()).at_ms.size == 0
     assert origins.plan(110 * DAY_MS, [86_400], 0, grid, RetrainSettings()).days == 1
+    none = origins.plan(60 * DAY_MS, [86_400], 0, grid[-1:], RetrainSettings(origins=1)).note
+    assert none.startswith("0 of 1 origin: ") and " windows of 1 day with" in none
     week = RetrainSettings(judged_days=10, step_days=7, origins=3)
     assert origins.plan(110 * DAY_MS, horizons_s, 0, grid, week).at_ms.tolist() == [
         day * DAY_MS for day in (89, 96, 103)

@@ -114,6 +114,13 @@ def test_sources_with_another_count_than_the_settings_name_the_setting(
     assert [problem.message for problem in found] == [
         "the sources have 3 partitions, the settings say 2: set LIVEVALUE_KAFKA__PARTITIONS=3"
     ]
+    topics.apply(Settings(kafka=_kafka(stack.bootstrap, f"{topic_prefix}one-", partitions=1)))
+    found = topics.check(
+        Settings(kafka=_kafka(stack.bootstrap, f"{topic_prefix}one-", partitions=2))
+    )
+    assert [problem.message for problem in found] == [
+        "the sources have 1 partition, the settings say 2: set LIVEVALUE_KAFKA__PARTITIONS=1"
+    ]
 
 
 def test_a_compacted_source_is_refused(settings: Settings, admin: KafkaAdminClient) -> None:

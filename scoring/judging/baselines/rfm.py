@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.judging.cutoffs import BadQuestion, stamp
 from scoring.judging.metrics import Values
 from scoring.judging.past import Past
@@ -40,8 +41,9 @@ def rfm(past: Past, days: int) -> Forecast:
         active += np.bincount(cell, window.active[seen], minlength=CELLS)
     if not users.any():
         raise BadQuestion(
-            f"rfm learns from a window of {days} days that ends by {stamp(past.as_of_ms)}, and"
-            " there is none: take earlier --train-cutoffs, a later --as-of or a shorter --horizon"
+            f"rfm learns from a window of {counted(days, 'day')} that ends by"
+            f" {stamp(past.as_of_ms)}, and there is none: take earlier --train-cutoffs, a later"
+            " --as-of or a shorter --horizon"
         )
     own = cells(past)
     return Forecast(_means(users, spent)[own], _means(users, active)[own])
