@@ -74,7 +74,10 @@ def event(kind: str, user: str, fields: Mapping[str, Any], now_ms: int) -> dict[
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Refused(f"this {kind} is not accepted: {where}: {first['msg']}") from error
+        if first["type"] == "missing":
+            raise Refused(f"this {kind} has no {where}: give --{where}") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise Refused(f"this {kind} is not accepted: {where}: {said}") from error
     return made
 
 

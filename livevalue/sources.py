@@ -88,7 +88,7 @@ class Source:
         if missing:
             raise LogFileError(
                 f"{missing[0]} is neither a file, nor a folder that `livevalue archive` wrote, "
-                "nor the word kafka"
+                "nor the word kafka: correct SRC"
             )
         options = options or FileOptions()
         self.file_log = options.open(self.files, settings) if self.files else None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Src = Annotated[
     list[str],
-    typer.Argument(metavar="SRC...", help="kafka, files, or a folder of `livevalue archive`."),
+    typer.Argument(metavar="SRC", help="kafka, files, or a folder of `livevalue archive`."),
 ]
 Columns = Annotated[
     str, typer.Option(metavar="A=B,…", help="Columns by other names: user_id=CustomerID,amount=Sum")

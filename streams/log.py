@@ -136,7 +136,8 @@ class FileLog:
         self._columns = dict(columns or {})
         if unknown := sorted(set(self._columns) - set(FIELDS)):
             raise LogFileError(
-                f"--columns: no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}"
+                f"--columns: no field {', '.join(unknown)}; write FIELD=COLUMN, for example"
+                f" user_id=CustomerID; the fields are {', '.join(FIELDS)}"
             )
         if type is not None and type not in TYPES:
             raise LogFileError(f"--type {type}: must be {', '.join(TYPES)}")

@@ -28,6 +28,7 @@ _BUFFER = 1 << 18  # bytes read at once: they are still in the cache when hiredi
 _KEPT = 16  # free connections a server; more are opened while many partitions are claimed at once
 _ASKED_S = 1.0  # the next one is asked where one of several does not say who is master
 _ELSEWHERE = ("MOVED", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED")
+_HERE = ("127.0.0.1", "::1", "localhost")
 _MISSING = object()
 
 At = int | Node | None
@@ -280,9 +281,10 @@ class Links:
         except (OSError, hiredis.ProtocolError) as error:
             # A server that does not like our certificate may hang up before its alert is read.
             hint = f"; it may want a certificate: {SECTION}__CERT_FILE" if self.address.tls else ""
+            start = " (`livevalue up` brings one)" if node.host in _HERE else ""
             raise StoreUnavailable(
-                f"Redis at {node} cannot be reached ({_reason(error)}): start it, or correct "
-                f"{SETTING} (rediss:// where Redis speaks TLS, redis:// where it does not){hint}"
+                f"Redis at {node} cannot be reached ({_reason(error)}): start it{start}, or correct"
+                f" {SETTING} (rediss:// where Redis speaks TLS, redis:// where it does not){hint}"
             ) from error
 
     async def _reach(self, node: Node) -> Link:

@@ -41,7 +41,9 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="SRC", help="kafka, files, or a folder of `livevalue archive`."),
     ] = None,
-    as_of: Annotated[str, typer.Option(metavar="T[,T…]", help="Cut-offs: dates or RFC 3339.")] = "",
+    as_of: Annotated[
+        str, typer.Option(metavar="T[,T…]", help="Cut-offs, needed: dates or RFC 3339.")
+    ] = "",
     horizon: Annotated[
         str, typer.Option(metavar="DAYS[,…]", help="What is predicted: 28d, 13w.")
     ] = "90d",
@@ -50,7 +52,11 @@ def evaluate(
         typer.Option(metavar="DAYS", help="Hold each --horizon against so many days from T: 273d."),
     ] = "",
     models: Annotated[
-        str, typer.Option(metavar="A,B", help="Models, the first against each other; or `list`.")
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Models, the first against each other; or `list`. Else `served`, baselines.",
+        ),
     ] = "",
     train_cutoffs: Annotated[
         str, typer.Option(metavar="FIRST..LAST/STEP", help="For training; chosen if not given.")
@@ -100,7 +106,7 @@ def evaluate(
     """Judge values on history, as they would have been used.
 
     Nothing after a cut-off is seen; every user of the population is scored, and held against what
-    he went on to spend. docs/evaluation.md says what each figure means.
+    they went on to spend. docs/evaluation.md says what each figure means.
 
     Example:  livevalue evaluate orders.csv --type purchase --columns user_id=customer,amount=total
     --as-of 2011-09-10 --horizon 90d --html report.html

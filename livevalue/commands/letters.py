@@ -18,7 +18,8 @@ _Reason = Annotated[str | None, typer.Option(metavar="R", help="Only of this rea
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     group = typer.Typer(
-        help="Dead letters: records that were not counted, and why.\n\nExample:  livevalue dlq ls"
+        help="Dead letters: records that were not counted, and why.\n\nExample:  livevalue dlq ls",
+        no_args_is_help=True,
     )
     group.command("ls")(ls)
     group.command("show")(show)

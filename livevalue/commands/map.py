@@ -55,7 +55,11 @@ def map_stream(
         bool, typer.Option("--until-end", help="A topic: stop at its present end.")
     ] = False,
     group: Annotated[
-        str, typer.Option(metavar="G", help="A topic: consumer group that keeps the position.")
+        str,
+        typer.Option(
+            metavar="G",
+            help="A topic: consumer group that keeps the position; one of its own if not given.",
+        ),
     ] = "",
     json: Json = None,
 ) -> None:

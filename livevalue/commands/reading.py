@@ -29,7 +29,7 @@ def get(
     ] = None,
     json: Json = None,
 ) -> None:
-    """What a user is worth: now, or at T if she stays silent until then.
+    """What a user is worth: now, or at T if they stay silent until then.
 
     Example:  livevalue get ada --at 2030-01-01
     """

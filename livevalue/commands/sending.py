@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def send(
     type: Annotated[
-        str | None, typer.Argument(metavar="[TYPE]", help="browse, purchase or interaction.")
+        str | None, typer.Argument(metavar="TYPE", help="browse, purchase or interaction.")
     ] = None,
     user: Annotated[str | None, typer.Option(metavar="U", help="Whose event it is.")] = None,
     amount: Annotated[

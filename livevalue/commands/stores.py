@@ -16,7 +16,7 @@ _PANEL = "Stores"
 _Src = Annotated[
     list[str],
     typer.Argument(
-        metavar="SRC...",
+        metavar="SRC",
         help="kafka or files; for an archive's folder use `livevalue recover rebuild`.",
     ),
 ]
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 def backfill(
     src: _Src,
     store: Annotated[
-        str, typer.Option(metavar="S", help="Into this store; without, the first one.")
+        str, typer.Option(metavar="S", help="Into this store; without, that of a first start.")
     ] = "",
     until: Annotated[
         str, typer.Option(metavar="T", help="Files count up to T, the topics from T on.")
@@ -58,8 +58,12 @@ def backfill(
     """Fold a log into an empty or aside store; run it again to go on where it stopped.
 
     Nothing is published on the way: the worker that takes the store over publishes each user once.
+    A worker that starts first takes over that of a first start; `livevalue stores flip S` lets
+    another one serve.
 
     Example:  livevalue backfill history.parquet kafka --until 2011-09-10
+
+    Example:  livevalue backfill kafka --store aside
     """
     from livevalue import running
     from livevalue.bars import bar

@@ -22,13 +22,16 @@ def register(app: typer.Typer) -> None:
 
 def topics(
     plan: Annotated[bool, typer.Option("--plan", help="Show what --apply would do.")] = False,
-    apply: Annotated[bool, typer.Option("--apply", help="Make what is missing.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Make what is missing, compact the outputs.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """The input topics, scores and dead letters: --plan shows, --apply makes what is missing.
 
     Partitions and replication are settings (LIVEVALUE_KAFKA__PARTITIONS, __REPLICATION). What
-    exists is left as it is; what a worker could not work with is said and gives exit code 1.
+    exists is left as it is, but that outputs are made compacted; what a worker could not work with
+    is said and gives exit code 1.
 
     Example:  livevalue topics --apply
     """

@@ -283,6 +283,8 @@ def _lines(paths: Sequence[Path], limit: int) -> Iterator[Taken]:
     for path in paths:
         if logfiles.format_of(path) != "jsonl":
             raise Refused(f"{path}: --source reads JSON lines: name it .jsonl (then .gz or .zst)")
+        if not path.is_file():
+            raise Refused(f"there is no file {path}: --source names JSON lines, or kafka:TOPIC")
         for number, line in logfiles.lines(path, limit):
             yield Taken(path.name, 0, number, line)
 

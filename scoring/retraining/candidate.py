@@ -260,7 +260,7 @@ def fold_log(
             summary.start_ms, summary.clock_ms, horizons_s, lateness_ms, settings.cutoffs
         )
     if not summary.events or not len(cutoffs_ms):
-        raise TooLittleData("no cut-off of this log has a mature label")
+        raise TooLittleData("no cut-off of this log has a mature label: give a longer log")
     share = min(
         1.0,
         settings.most_users / max(1, summary.users),

@@ -72,6 +72,8 @@ GROUPS = ["stores", "dlq", "recover", "generations"]
 def test_help_teaches_with_an_example(run: Run, command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0, done.stderr
+    if command in GROUPS:
+        assert run(command).stdout.strip() == done.stdout.strip()  # a group alone says it, too
     assert "Example:" in done.stdout
     assert f"livevalue {command}" in done.stdout
 
@@ -108,7 +110,15 @@ def test_a_broker_that_does_not_answer_is_one_line(run: Run) -> None:
 
 def test_a_redis_that_does_not_answer_is_one_line(run: Run) -> None:
     url = f"redis://127.0.0.1:{free(set())}/0"
-    assert "cannot be reached" in _one_line(run("get", "ada", LIVEVALUE_STORE__URL=url))
+    said = _one_line(run("get", "ada", LIVEVALUE_STORE__URL=url))
+    assert "cannot be reached" in said and "start it (`livevalue up` brings one)" in said
+
+
+def test_an_event_that_lacks_a_field_names_the_option(run: Run) -> None:
+    wanting = run("send", "purchase", "--user", "ada")
+    assert "this purchase has no amount: give --amount" in _one_line(wanting)
+    wrong = run("send", "purchase", "--user", "ada", "--amount", "much")
+    assert "not accepted: amount: not a decimal number: 'much'" in _one_line(wrong)
 
 
 def test_a_wrong_setting_is_named_as_it_is_set(run: Run) -> None:

@@ -55,7 +55,7 @@ def test_the_log_and_the_store_agree_in_what_the_commands_say(
         deployment.settle()
         assert "1 event in 1 new file, " in deployment.command("archive", "kept").stdout
         said = command(deployment, "replay", "nowhere", code=1)["said"]
-        assert "neither a file, nor a folder" in said
+        assert "neither a file, nor a folder" in said and said.endswith(": correct SRC")
 
         assert worker.stop() == 0
         p = partition("u1", 2, settings.kafka.partitioner)

@@ -69,6 +69,7 @@ def test_wrong_usage_says_what_to_do(tmp_path: Path, arguments: tuple[str, ...],
     assert "Traceback" not in done.stderr
     if code == 1:
         assert done.stderr.startswith("livevalue: ")
+        assert "[Errno" not in done.stderr
 
 
 def _read(bootstrap: str, topic: str) -> list[Any]:

@@ -295,7 +295,7 @@ def test_lines_of_an_order_become_one_purchase(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"columns": {"customer": "X"}}, "no field customer"),
+        ({"columns": {"customer": "X"}}, "no field customer; write FIELD=COLUMN, for"),
         ({"columns": {"user_id": "Nobody"}}, "no column Nobody; it has user_id"),
         ({"type": "refund"}, "browse, purchase, interaction"),
     ],
