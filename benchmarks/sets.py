@@ -28,7 +28,7 @@ from typing import Any
 
 from featurestore.settings import ValueRule, ValueSettings
 from livevalue.sources import Source
-from scoring.judging.point_in_time import Log
+from scoring.judging.history import Log
 from streams.settings import Settings
 
 Event = dict[str, Any]

@@ -9,7 +9,7 @@ from livevalue.rejections import lines, refuse_mixed
 from livevalue.sources import FileOptions, Source
 from scoring.judging import evaluation
 from scoring.judging.evaluation import Question, Report
-from scoring.judging.point_in_time import Log
+from scoring.judging.history import Log
 from scoring.retraining.scan import check, scan
 from streams.settings import Settings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from livevalue.jobs.evaluating import Progress, read
 from scoring.judging.anchored import anchored
-from scoring.judging.point_in_time import Log
+from scoring.judging.history import Log
 from scoring.judging.question import Question
 from scoring.judging.staleness import Stale, staleness
 from streams.settings import Settings

@@ -23,11 +23,10 @@ from featurestore.state import history as past_of
 from scoring.generation import Generation
 from scoring.judging import metrics
 from scoring.judging.bootstrap import paired_bootstrap
-from scoring.judging.history import DAY, MICRO, History
+from scoring.judging.history import DAY, MICRO, Log
 from scoring.judging.known import erased, known_at
 from scoring.judging.learned import learned
-from scoring.judging.point_in_time import Log
-from scoring.judging.question import Question, check_question, net_horizons, stamp
+from scoring.judging.question import Case, Question, net_horizons, stamp
 from scoring.judging.scored import number
 from scoring.judging.spans import Spans
 from scoring.lifetime import lifetimes
@@ -53,8 +52,8 @@ def anchored(
     draws: int = 400,
 ) -> list[dict[str, Any]]:
     """Rows of `evaluate --anchor first_event`: each age, each horizon beyond it, each model."""
-    history = History.of(log)
-    check_question(history, question)
+    case = Case.of(log, question, features, sources)
+    history = case.history
     gone = erased(log)
     names = list(history.users)
     usable = np.array([name not in gone for name in names], bool)
@@ -66,7 +65,7 @@ def anchored(
     out: list[dict[str, Any]] = []
     for as_of in question.as_of_ms:
         progress(f"{stamp(as_of)} training")
-        for name, generation in learned(log, history, question, as_of, features, sources):
+        for name, generation in learned(case, as_of):
             for age in ages_days:
                 progress(f"{stamp(as_of)} {name}, aged {age:g} days")
                 moment = arrived + 1 + round(age * DAY)
@@ -74,8 +73,7 @@ def anchored(
                 user = np.flatnonzero(
                     usable & (moment >= as_of) & (first + shortest <= history.end_ms)
                 )
-                spent, said = _said(log, names, user, moment[user], generation, question,
-                                    features, sources)  # fmt: skip
+                spent, said = _said(case, names, user, moment[user], generation)
                 for days in question.horizons_days:
                     end = first[user] + days * DAY
                     at = np.flatnonzero((end <= history.end_ms) & (moment[user] < end))
@@ -111,23 +109,16 @@ def _judged(
 
 
 def _said(
-    log: Log,
-    names: Sequence[str],
-    user: Ints,
-    moment_ms: Ints,
-    generation: Generation,
-    question: Question,
-    features: FeatureSettings,
-    sources: Sequence[str],
+    case: Case, names: Sequence[str], user: Ints, moment_ms: Ints, generation: Generation
 ) -> tuple[Doubles, Doubles]:
     """(N,) spent so far and (N, H) lifetime, as a document of the moment would say."""
-    horizons = net_horizons(question.horizons_days)
+    horizons = net_horizons(case.question.horizons_days)
     model = ModelSettings(horizons_days=horizons, headline=f"d{max(horizons)}")
-    scorer = Scorer(generation, model, features)
+    scorer = Scorer(generation, model, case.features)
     spent = np.zeros(len(user))
     said = np.full((len(user), len(horizons)), np.nan)
     asked = [names[u] for u in user.tolist()]
-    for known in known_at(log, asked, moment_ms, scorer, features, sources):
+    for known in known_at(case.log, asked, moment_ms, scorer, case.features, case.sources):
         past = past_of(known.states)
         when = np.maximum(past["last_ms"], moment_ms[known.question])
         expected = scorer.now(known.states, known.head, when).expected[:, 0]

@@ -21,14 +21,13 @@ from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.judging.comparing import POOLED, Compared, compared
 from scoring.judging.contenders import DEFAULT, model_names
-from scoring.judging.history import History
+from scoring.judging.history import Log
 from scoring.judging.judge import Judge
-from scoring.judging.point_in_time import Log
 from scoring.judging.question import (
     BadQuestion,
+    Case,
     Population,
     Question,
-    check_question,
     choose_cutoffs,
     net_horizons,
 )
@@ -77,8 +76,7 @@ def evaluate(
     progress: Progress = lambda *_: None,
 ) -> Report:
     """Answer a question about a log: (partition, batch) pairs, each partition in log order."""
-    history = History.of(log)
-    check_question(history, question)
+    case = Case.of(log, question, features, sources)
     report = Report()
     total = len(question.as_of_ms) * len(question.models)
     done: set[tuple[int, str]] = set()
@@ -87,7 +85,7 @@ def evaluate(
         progress(what, len(done), total)
 
     for as_of in question.as_of_ms:
-        judge = Judge(log, history, question, features, sources, as_of, told)
+        judge = Judge(case, as_of, told)
         for one in judge.scores():
             report.scored.append(one)
             done.add((as_of, one.model))

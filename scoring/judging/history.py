@@ -22,6 +22,7 @@ from scoring.judging.metrics import Values
 DAY = 86_400_000
 MICRO = 1e6
 
+Log = Sequence[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
 NetBy = Literal["user-day", "order", "event"]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

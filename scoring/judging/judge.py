@@ -10,23 +10,22 @@ Shapes: U users of the log, N of them scored, H horizons. Times are integer mill
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring import cost
 from scoring.judging.baselines.fitted import Baseline
 from scoring.judging.contenders import DAILY, FITTED
 from scoring.judging.cutoffs import BadQuestion, stamp
 from scoring.judging.groups import groups, people, populations
-from scoring.judging.history import DAY, History
+from scoring.judging.history import DAY
 from scoring.judging.past import Past
-from scoring.judging.point_in_time import Log, PointInTime
-from scoring.judging.question import LEAST_USERS, Question, net_horizons
+from scoring.judging.point_in_time import PointInTime
+from scoring.judging.question import LEAST_USERS, Case, net_horizons
 from scoring.judging.scored import Outcome, Scored, measures
 from scoring.judging.targeting import Clicks, targeting
 from scoring.judging.thresholds import RATES, Threshold, rates
@@ -45,21 +44,12 @@ ARRIVALS = "the log holds no arrival times: events count as arrived at once"
 class Judge:
     """Everything at one cut-off."""
 
-    def __init__(
-        self,
-        log: Log,
-        history: History,
-        question: Question,
-        features: FeatureSettings,
-        sources: Sequence[str],
-        as_of_ms: int,
-        progress: Progress,
-    ) -> None:
-        self._log, self._history, self._question = log, history, question
-        self._features, self._sources = features, sources
+    def __init__(self, case: Case, as_of_ms: int, progress: Progress) -> None:
+        question = case.question
+        self._case, self._history, self._question = case, case.history, question
         self._as_of, self._progress = as_of_ms, progress
         self.notes: list[str] = []
-        self._past = Past.of(history, as_of_ms, question.net_by, question.cutoffs_ms)
+        self._past = Past.of(case.history, as_of_ms, question.net_by, question.cutoffs_ms)
         self._groups = list(groups(self._past, question.population))
         self._rows = self._population()
         self._came: dict[int, Outcome] = {}
@@ -189,16 +179,7 @@ class Judge:
         before = [v.past.as_of_ms for v in self._validation.values() if not isinstance(v, str)]
         moments = tuple(_midnight(moment, daily) for moment in (self._as_of, *before))
         if moments not in self._folded:
-            self._folded[moments] = PointInTime(
-                self._log,
-                self._history,
-                self._features,
-                self._sources,
-                as_of,
-                net_horizons(self._question.horizons_days),
-                self._question.cutoffs_ms,
-                moments,
-            )
+            self._folded[moments] = PointInTime(self._case, as_of, moments)
         return self._folded[moments]
 
     def _epochs(self, label: str) -> Callable[[str, int, int], None]:

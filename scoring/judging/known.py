@@ -27,7 +27,7 @@ from featurestore.fold import FoldSettings, fold
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from scoring.interface import Floats
-from scoring.judging.point_in_time import Log
+from scoring.judging.history import Log
 from scoring.scorer import Scorer
 
 Ints = npt.NDArray[np.int64]

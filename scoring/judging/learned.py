@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featurestore.settings import FeatureSettings
 from scoring.generation import Generation
 from scoring.judging.contenders import DAILY
 from scoring.judging.cutoffs import BadQuestion
-from scoring.judging.history import History
-from scoring.judging.point_in_time import Log, PointInTime
-from scoring.judging.question import Question, net_horizons
+from scoring.judging.point_in_time import PointInTime
+from scoring.judging.question import Case, net_horizons
 from scoring.training.trainable import TRAINED, Ask
 
 
@@ -30,19 +28,10 @@ def askable(models: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def learned(
-    log: Log,
-    history: History,
-    question: Question,
-    as_of_ms: int,
-    features: FeatureSettings,
-    sources: Sequence[str],
-) -> list[tuple[str, Generation]]:
-    """The models of `question`, each knowing what had arrived before `as_of_ms`."""
+def learned(case: Case, as_of_ms: int) -> list[tuple[str, Generation]]:
+    """The models asked about, each knowing what had arrived before `as_of_ms`."""
+    question, point = case.question, PointInTime(case, as_of_ms, [as_of_ms])
     horizons = net_horizons(question.horizons_days)
-    point = PointInTime(
-        log, history, features, sources, as_of_ms, horizons, question.cutoffs_ms, [as_of_ms]
-    )
     out = []
     for name in askable(question.models):
         kind = TRAINED[DAILY.get(name, name)]

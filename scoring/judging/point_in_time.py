@@ -14,44 +14,30 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.columns import EventBatch
-from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.interface import Prediction
 from scoring.judging.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
-from scoring.judging.history import DAY, History, before
+from scoring.judging.history import DAY, before
 from scoring.judging.metrics import Values
+from scoring.judging.question import Case, net_horizons
 from scoring.training.examples import ExampleBuilder, Examples
 from scoring.training.forecasts import Forecast
-
-Log = Sequence[tuple[int, EventBatch]]  # (partition, batch), each partition in log order
 
 
 class PointInTime:
     """What models learn from and are asked about at one cut-off."""
 
-    def __init__(
-        self,
-        log: Log,
-        history: History,
-        features: FeatureSettings,
-        sources: Sequence[str],
-        as_of_ms: int,
-        horizons_days: tuple[int, ...],
-        cutoffs_ms: Sequence[int] | None,
-        moments_ms: Sequence[int],
-    ) -> None:
+    def __init__(self, case: Case, as_of_ms: int, moments_ms: Sequence[int]) -> None:
         """`moments_ms`: at which users are to be scored, none after `as_of_ms`."""
-        self._log, self._history = log, history
-        self._features, self._sources = features, sources
-        self._as_of, self._asked = as_of_ms, cutoffs_ms
-        self._horizons, self._moments = horizons_days, np.unique(np.array(moments_ms, np.int64))
+        self._case, self._as_of = case, as_of_ms
+        self._horizons = net_horizons(case.question.horizons_days)
+        self._moments = np.unique(np.array(moments_ms, np.int64))
 
     @property
     def delay_ms(self) -> int:
         """How late events had been by then: so much older must labels be."""
-        return self._history.delay_ms(self._as_of)
+        return self._case.history.delay_ms(self._as_of)
 
     def users(self, moment_ms: int) -> Examples:
         """All users seen before a moment."""
@@ -66,11 +52,12 @@ class PointInTime:
     @cached_property
     def training(self) -> Examples:
         """Training rows, marked mature as they were at the cut-off."""
-        delay, start, longest = self.delay_ms, self._history.start_ms, max(self._horizons)
-        if self._asked is None:
+        delay, start, longest = self.delay_ms, self._case.history.start_ms, max(self._horizons)
+        asked = self._case.question.cutoffs_ms
+        if asked is None:
             cutoffs = choose_cutoffs(start, self._as_of, longest, delay)
         else:
-            cutoffs = np.array(self._asked, np.int64)
+            cutoffs = np.array(asked, np.int64)
         cutoffs = cutoffs[cutoffs + min(self._horizons) * DAY + delay <= self._as_of]
         if not len(cutoffs):
             raise BadQuestion(
@@ -87,7 +74,7 @@ class PointInTime:
 
     def spread(self, rows: Examples, made: Prediction, days: int) -> Forecast:
         """Of one horizon, over all U users; whom the fold did not know then is worth 0."""
-        names, h = self._history.users, self._horizons.index(days)
+        names, h = self._case.history.users, self._horizons.index(days)
         at = np.array([names[rows.users[u]] for u in rows.user.tolist()], np.int64)
 
         def over_all(values: npt.NDArray[np.float32]) -> Values:
@@ -104,14 +91,14 @@ class PointInTime:
 
     def _build(self, cutoffs_ms: Ints, delay_ms: int) -> Examples:
         builder = ExampleBuilder(
-            self._features,
-            self._sources,
+            self._case.features,
+            self._case.sources,
             [days * DAY // 1000 for days in self._horizons],
             cutoffs_ms,
-            log_start_ms=self._history.start_ms,
+            log_start_ms=self._case.history.start_ms,
             lateness_ms=delay_ms,
         )
-        for partition, batch in before(self._log, self._as_of):
+        for partition, batch in before(self._case.log, self._as_of):
             builder.add(partition, batch)
         # the log is known up to the cut-off, though its last event may lie before
         return builder.finish(self._as_of)

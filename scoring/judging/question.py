@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.judging.contenders import DEFAULT, model_names
 from scoring.judging.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
-from scoring.judging.history import DAY, History, NetBy
+from scoring.judging.history import DAY, History, Log, NetBy
 from scoring.judging.thresholds import Task
 from scoring.settings import TrainingSettings
 
@@ -54,6 +55,26 @@ class Question:
     def judged_days(self, days: int) -> int:
         """The window that a forecast of `days` is held against: how well does it rank beyond it?"""
         return self.label_days or days
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question put to a log, and how that log is folded: the same at every cut-off."""
+
+    log: Log
+    history: History
+    question: Question
+    features: FeatureSettings
+    sources: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, log: Log, question: Question, features: FeatureSettings, sources: Sequence[str]
+    ) -> Case:
+        """BadQuestion where the log cannot answer."""
+        history = History.of(log)
+        check_question(history, question)
+        return cls(log, history, question, features, sources)
 
 
 def check_question(history: History, question: Question) -> None:

@@ -30,9 +30,8 @@ from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from scoring.generation import Generation
 from scoring.interface import Floats
-from scoring.judging.history import DAY, History
+from scoring.judging.history import DAY, History, Log
 from scoring.judging.known import known_at
-from scoring.judging.point_in_time import Log
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
 

@@ -34,11 +34,10 @@ from featurestore.state import States
 from scoring.generation import prior
 from scoring.judging import metrics
 from scoring.judging.bootstrap import paired_bootstrap
-from scoring.judging.history import DAY, History
+from scoring.judging.history import DAY, Log
 from scoring.judging.known import erased, known_at
 from scoring.judging.learned import learned
-from scoring.judging.point_in_time import Log
-from scoring.judging.question import BadQuestion, Question, check_question, net_horizons, stamp
+from scoring.judging.question import BadQuestion, Case, Question, net_horizons, stamp
 from scoring.judging.scored import number
 from scoring.judging.spans import Spans
 from scoring.scorer import Scorer
@@ -117,11 +116,10 @@ def staleness(
 ) -> list[dict[str, Any]]:
     """Rows of `evaluate --staleness`: the first model fresh and stale, the others daily."""
     size = size or Size()
-    history = History.of(log)
-    check_question(history, question)
+    case = Case.of(log, question, features, sources)
     out: list[dict[str, Any]] = []
     for as_of in question.as_of_ms:
-        after = _Afterwards(log, history, question, features, sources, as_of, size, progress)
+        after = _Afterwards(case, as_of, size, progress)
         for kind in ("calendar", "event"):
             progress(f"{stamp(as_of)} {kind} rows")
             out += after.rows("calendar" if kind == "calendar" else "event", stales)
@@ -131,22 +129,12 @@ def staleness(
 class _Afterwards:
     """Everything after one cut-off: generations of then, asked at later moments."""
 
-    def __init__(
-        self,
-        log: Log,
-        history: History,
-        question: Question,
-        features: FeatureSettings,
-        sources: Sequence[str],
-        as_of_ms: int,
-        size: Size,
-        progress: Progress,
-    ) -> None:
-        self._log, self._history, self._question = log, history, question
-        self._features, self._sources = features, sources
+    def __init__(self, case: Case, as_of_ms: int, size: Size, progress: Progress) -> None:
+        history, question = case.history, case.question
+        self._case, self._history, self._question = case, history, question
         self._as_of, self._size = as_of_ms, size
         self._names = list(history.users)
-        gone = erased(log)
+        gone = erased(case.log)
         self._usable = np.array([name not in gone for name in self._names], bool)
         self._spans = Spans(history)
         self._first = np.full(len(self._names), np.iinfo(np.int64).max)
@@ -155,7 +143,7 @@ class _Afterwards:
         longest = max(self._horizons)
         self._model = ModelSettings(horizons_days=self._horizons, headline=f"d{longest}")
         progress(f"{stamp(as_of_ms)} training")
-        self._generations = learned(log, history, question, as_of_ms, features, sources)
+        self._generations = learned(case, as_of_ms)
 
     def rows(self, kind: Kind, stales: Sequence[Stale]) -> Iterator[dict[str, Any]]:
         """One row a horizon, group of users and way of being stale."""
@@ -163,7 +151,7 @@ class _Afterwards:
         if not len(rows.user):
             return
         (name, generation), *rivals = self._generations
-        scorer = Scorer(generation, self._model, self._features)
+        scorer = Scorer(generation, self._model, self._case.features)
         fresh, _ = self._said(scorer, rows, rows.moment_ms)
         others: list[tuple[str, str, Doubles, Bools]] = []
         for stale in stales:
@@ -172,7 +160,7 @@ class _Afterwards:
             others.append((name, stale.name, said, known))
         for rival, made in rivals:
             midnight = rows.moment_ms // DAY * DAY
-            asked = Scorer(made, self._model, self._features)
+            asked = Scorer(made, self._model, self._case.features)
             others.append((rival, "daily", *self._said(asked, rows, midnight)))
         for days in self._question.horizons_days:
             column = self._horizons.index(days)
@@ -289,7 +277,8 @@ class _Afterwards:
         moment = np.empty(pairs.shape[1], np.int64)
         # a pair (user, cut) stands for one moment: staleness is the same for all rows
         moment[back] = rows.moment_ms
-        for known in known_at(self._log, names, pairs[1], scorer, self._features, self._sources):
+        case = self._case
+        for known in known_at(case.log, names, pairs[1], scorer, case.features, case.sources):
             some = np.flatnonzero(known.states.known())
             if not len(some):
                 continue
@@ -306,7 +295,7 @@ class _Afterwards:
 
     def _unknown(self) -> Doubles:
         """(H,) what the prior says of somebody of whom nothing is known."""
-        scorer = Scorer(prior(self._model), self._model, self._features)
+        scorer = Scorer(prior(self._model), self._model, self._case.features)
         when = np.array([self._as_of], np.int64)
         said = scorer.now(States.empty([""]), scorer.start(1), when)
         return np.asarray(said.expected[0, 0], np.float64)

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import sets
 from livevalue.demo.bundled import bundled
 from scoring.generation import Generation, prior
-from scoring.judging.point_in_time import Log
+from scoring.judging.history import Log
 from scoring.judging.silence import MOST, Reader, silences
 from scoring.settings import ModelSettings
 from streams.settings import Settings
