@@ -15,7 +15,7 @@ import pytest
 from featurestore.errors import StoreMismatch
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
-from livevalue.jobs.recovering import Found, adopt
+from livevalue.jobs.recovery_plans import Found, adopt
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
 from streams import topics
