@@ -9,7 +9,7 @@ from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from benchmarks import load, throughput
 from benchmarks.bench import GENERATION, PARTITIONS, Bench, Process
-from streams.topics import connection
+from streams.broker import connection
 
 TOPIC = "bench.naive"
 _START = 300  # events before the measurement

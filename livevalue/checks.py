@@ -25,7 +25,7 @@ from featurestore.partitioner import NAMES, partition
 from featurestore.store import Meta
 from livevalue import __version__, running
 from livevalue.output import counted
-from streams import crashpoints, topics
+from streams import broker, crashpoints, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings, Settings
 
@@ -93,7 +93,7 @@ def _log(settings: Settings) -> Iterator[Check]:
 def _records(kafka: KafkaSettings) -> Iterator[Check]:
     """The partitioner and the clock, by the last records of each source."""
     try:
-        with topics.translated(kafka):
+        with broker.translated(kafka):
             sample = _sample(kafka)
     except StreamsError as error:
         yield Check("partitioner", "failed", str(error))
@@ -136,7 +136,7 @@ def _records(kafka: KafkaSettings) -> Iterator[Check]:
 
 def _sample(kafka: KafkaSettings) -> list[tuple[bytes, int, int]]:
     """(key, partition, timestamp in ms) of the last records of each partition of each source."""
-    consumer = KafkaConsumer(**topics.connection(kafka), enable_auto_commit=False)
+    consumer = KafkaConsumer(**broker.connection(kafka), enable_auto_commit=False)
     try:
         tps = [TopicPartition(name, p) for name in kafka.sources for p in range(kafka.partitions)]
         consumer.assign(tps)

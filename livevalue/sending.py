@@ -22,7 +22,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.events import Browse, Interaction, Purchase
 from featurestore.partitioner import partition
 from livevalue.output import Refused
-from streams import topics
+from streams import broker, topics
 from streams.codec import Codec
 from streams.delivery import Simple
 from streams.settings import KafkaSettings, Settings
@@ -100,7 +100,7 @@ def send(settings: Settings, made: Mapping[str, Any]) -> Sent:
     number = partition(key, counts[topic], kafka.partitioner)
     value = orjson.dumps(made)
     _check(settings, topic, number, key, value)
-    with topics.translated(kafka):
+    with broker.translated(kafka):
         producer = _producer(kafka)
         try:
             future = producer.send(topic, value, key=key, partition=number)
@@ -133,7 +133,7 @@ def send_all(
     failed: list[Exception] = []
     now_ms = time.time_ns() // 1_000_000
     counts = topics.partition_counts(kafka)
-    with topics.translated(kafka):
+    with broker.translated(kafka):
         producer = _producer(kafka)
         try:
             began = said = time.monotonic()
@@ -170,7 +170,7 @@ def send_all(
 
 def _producer(kafka: KafkaSettings) -> KafkaProducer:
     return KafkaProducer(
-        **topics.connection(kafka),
+        **broker.connection(kafka),
         acks="all",
         enable_idempotence=True,
         linger_ms=5,

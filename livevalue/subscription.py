@@ -9,9 +9,10 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
+from streams.broker import connection, reach, translated
 from streams.errors import TopicError
 from streams.settings import KafkaSettings
-from streams.topics import connection, reach, refuse_hidden, translated
+from streams.topics import refuse_hidden
 
 _POLL_S = 0.5
 

@@ -1,7 +1,7 @@
 """How clients reach the broker: address, TLS and SASL from the settings.
 
 Every aiokafka client takes its arguments from here, every kafka-python client from
-`streams.topics.connection`, which takes its security from here: it is configured once.
+`streams.broker.connection`, which takes its security from here: it is configured once.
 """
 
 from __future__ import annotations

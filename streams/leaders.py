@@ -14,8 +14,8 @@ from typing import Any
 from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
 from kafka.protocol.consumer import OffsetForLeaderEpochRequest  # type: ignore[import-untyped]
 
+from streams.broker import connection, reach, translated
 from streams.settings import KafkaSettings
-from streams.topics import connection, reach, translated
 
 
 def epoch_ends(

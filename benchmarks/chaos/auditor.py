@@ -45,7 +45,7 @@ from featurestore.fold_settings import FoldSettings
 from featurestore.state import States
 from featurestore.twin import Twin
 from featurestore.update import Side
-from streams import topics
+from streams import broker
 from streams.codec import Codec
 from streams.columns import merge
 from streams.row import split
@@ -146,7 +146,7 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
 def read(kafka: KafkaSettings, topic: str) -> list[Any]:
     """All committed records of a topic, partition by partition, in order."""
     consumer = KafkaConsumer(
-        **topics.connection(kafka),
+        **broker.connection(kafka),
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="earliest",

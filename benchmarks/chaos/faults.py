@@ -40,7 +40,7 @@ from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from livevalue.embedded.process import Server
-from streams import topics
+from streams import broker
 from tests.e2e.deployment import Deployment
 
 Say = Callable[[str], None]
@@ -272,7 +272,7 @@ class Faults:
         kafka = self.deployment.settings.kafka
         try:
             consumer = KafkaConsumer(
-                **topics.connection(kafka), group_id=kafka.app, enable_auto_commit=False
+                **broker.connection(kafka), group_id=kafka.app, enable_auto_commit=False
             )
         except KafkaError:
             return False

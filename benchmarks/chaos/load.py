@@ -35,7 +35,7 @@ from kafka.errors import KafkaError  # type: ignore[import-untyped]
 from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
-from streams import topics
+from streams import broker
 from streams.settings import KafkaSettings
 
 START_MS = 1_700_000_000_000
@@ -310,7 +310,7 @@ class Feeder:
             self._halt.wait(0.01)
 
     def _producer(self, **options: Any) -> KafkaProducer:
-        return KafkaProducer(**topics.connection(self._kafka), **options)
+        return KafkaProducer(**broker.connection(self._kafka), **options)
 
     def _hand_over(self, message: Message) -> None:
         while not self._halt.is_set():

@@ -25,7 +25,7 @@ from benchmarks.chaos import load
 from benchmarks.chaos.auditor import Audit, audit
 from benchmarks.chaos.faults import Faults, Say
 from livevalue.embedded import Stack
-from streams import topics
+from streams import broker
 from streams.settings import Settings
 from tests.e2e.deployment import ROOT, Deployment, deployment_settings, environment
 
@@ -256,7 +256,7 @@ def _without_settings() -> dict[str, str]:
 
 def _keep_all(settings: Settings) -> None:
     """Compaction would hide from the audit what was sent twice."""
-    admin = KafkaAdminClient(**topics.connection(settings.kafka))
+    admin = KafkaAdminClient(**broker.connection(settings.kafka))
     try:
         keep = {"min.compaction.lag.ms": str(7 * 86_400_000)}
         for name in (settings.kafka.scores, settings.kafka.published):

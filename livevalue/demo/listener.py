@@ -9,8 +9,8 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
+from streams.broker import connection
 from streams.settings import KafkaSettings
-from streams.topics import connection
 
 
 class Listener:

@@ -14,8 +14,8 @@ from kafka import KafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.demo.orders import DAY_MS, Orders, Played, simulate
+from streams.broker import connection
 from streams.settings import KafkaSettings
-from streams.topics import connection
 
 _TICK_S = 0.1
 

@@ -15,7 +15,7 @@ from kafka.errors import MessageSizeTooLargeError  # type: ignore[import-untyped
 
 from featurestore.partitioner import partition
 from livevalue.output import Refused
-from streams import topics
+from streams import broker, topics
 from streams.deadletter import ORIGIN, origin
 from streams.settings import KafkaSettings, Settings
 
@@ -76,9 +76,9 @@ class Dead:
 def letters(settings: Settings) -> Iterator[Dead]:
     """Every dead letter that the topic holds now, partition by partition."""
     kafka = settings.kafka
-    with topics.translated(kafka):
+    with broker.translated(kafka):
         consumer = KafkaConsumer(
-            **topics.connection(kafka),
+            **broker.connection(kafka),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
@@ -131,9 +131,9 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
             else:
                 sent.append(dead)
 
-    with topics.translated(kafka):
+    with broker.translated(kafka):
         producer = KafkaProducer(
-            **topics.connection(kafka),
+            **broker.connection(kafka),
             acks="all",
             max_request_size=8 * kafka.max_record_bytes,
             max_block_ms=int(_SEND_S * 1000),
@@ -180,8 +180,8 @@ def erase(settings: Settings, user: str) -> dict[str, Any]:
     """An erase record on every source, under one timestamp, so that all forget the same."""
     kafka = settings.kafka
     where = partition(user, kafka.partitions, kafka.partitioner)
-    with topics.translated(kafka):
-        producer = KafkaProducer(**topics.connection(kafka), acks="all")
+    with broker.translated(kafka):
+        producer = KafkaProducer(**broker.connection(kafka), acks="all")
         try:
             for topic in kafka.sources:
                 producer.partitions_for(topic)

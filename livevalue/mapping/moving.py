@@ -28,7 +28,7 @@ from livevalue.mapping.engine import Mapper, Outcome
 from livevalue.mapping.report import Report
 from livevalue.output import Refused
 from livevalue.sending import topic_of
-from streams import logfiles, topics
+from streams import broker, logfiles, topics
 from streams.emit import Parked
 from streams.settings import KafkaSettings, Settings
 
@@ -69,7 +69,7 @@ class Outlet:
         self._counts = topics.partition_counts(kafka)
         self._failed: list[Exception] = []
         self._producer = KafkaProducer(
-            **topics.connection(kafka),
+            **broker.connection(kafka),
             acks="all",
             enable_idempotence=True,
             linger_ms=5,
@@ -151,8 +151,8 @@ def from_files(
             if stopped.wait(0):
                 break
         return report
-    topics.reach(kafka)
-    with topics.translated(kafka), Outlet(kafka) as outlet:
+    broker.reach(kafka)
+    with broker.translated(kafka), Outlet(kafka) as outlet:
         for batch in _batches(_lines(paths, kafka.max_record_bytes), limit):
             _take(batch, mapper, report, outlet)
             told(report.messages)
@@ -180,10 +180,10 @@ def from_kafka(
     kafka, report = settings.kafka, Report()
     if topic in (*kafka.sources, kafka.dlq, kafka.scores, kafka.published):
         raise Refused(f"{topic} is Livevalue's own topic: --source names the vendor's")
-    topics.reach(kafka)
-    with topics.translated(kafka):
+    broker.reach(kafka)
+    with broker.translated(kafka):
         consumer = KafkaConsumer(
-            **topics.connection(kafka),
+            **broker.connection(kafka),
             group_id=None if dry_run else group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from benchmarks.chaos.auditor import Audit, audit, read
 from featurestore.partitioner import partition
 from featurestore.settings import StoreSettings
-from streams import topics
+from streams import broker, topics
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from tests.forks import WORKER, Fork, run
 
@@ -223,7 +223,7 @@ class Deployment:
     def producer(self) -> KafkaProducer:
         if self._producer is None:
             self._producer = KafkaProducer(
-                **topics.connection(self.settings.kafka),
+                **broker.connection(self.settings.kafka),
                 acks="all",
                 linger_ms=5,
                 max_request_size=16 << 20,
@@ -260,7 +260,7 @@ class Deployment:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         consumer = KafkaConsumer(
-            **topics.connection(self.settings.kafka), isolation_level="read_committed"
+            **broker.connection(self.settings.kafka), isolation_level="read_committed"
         )
         try:
             yield consumer

@@ -16,14 +16,14 @@ from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untype
 
 from livevalue.jobs.recovering import Action
 from livevalue.jobs.recovering import recover as job
-from streams import topics
+from streams import broker, topics
 from tests.e2e.deployment import Deployment, WorkerProcess
 
 DETECTED_S = 10.0  # what docs/operations.md promises
 
 
 def admin(deployment: Deployment) -> KafkaAdminClient:
-    return KafkaAdminClient(**topics.connection(deployment.settings.kafka))
+    return KafkaAdminClient(**broker.connection(deployment.settings.kafka))
 
 
 def make_again(deployment: Deployment, *names: str) -> None:

@@ -26,7 +26,7 @@ from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
 from livevalue.jobs.letters import letters as found_letters
 from livevalue.jobs.letters import replay_letters
-from streams import topics
+from streams import broker, topics
 from streams.codec import Codec
 from streams.connection import aiokafka_options
 from streams.delivery import Simple
@@ -51,7 +51,7 @@ Place = tuple[str, int, int]  # topic, partition, offset
 
 def _allow(deployment: Deployment, most: int) -> None:
     """Let the purchase topic take records of `most` bytes, as another team's topic might."""
-    admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
+    admin = KafkaAdminClient(**broker.connection(deployment.settings.kafka))
     wish = {"max.message.bytes": str(most)}
     admin.alter_configs([ConfigResource("TOPIC", deployment.sources[PURCHASE], wish)])
     admin.close()

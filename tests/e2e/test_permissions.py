@@ -21,7 +21,7 @@ from kafka.admin import ACL, ConfigResource, NewTopic, ResourceType  # type: ign
 from kafka.errors import TopicAuthorizationFailedError  # type: ignore[import-untyped]
 from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 
-from streams import topics
+from streams import broker, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings
 from tests.e2e.deployment import Deployment, WorkerProcess, environment, send_all, some_events
@@ -80,7 +80,7 @@ def work(place: Place, shop: Deployment, prefix: str = "", database: int = 0) ->
 
 
 def test_a_worker_touches_only_its_own(place: Place) -> None:
-    options = topics.connection(place.log())
+    options = broker.connection(place.log())
     for topic in place.log().sources:
         _may_not_produce(options, topic)
     cache = _account(place, "worker")
@@ -127,7 +127,7 @@ def test_a_worker_asks_at_its_start_for_everything_it_will_have_to_do(place: Pla
 
 def test_a_reader_reads_values_and_nothing_else(place: Place, shop: Deployment) -> None:
     reader = place.role("reader").kafka
-    options = topics.connection(reader)
+    options = broker.connection(reader)
     for topic in ("scores", "events.purchase", "events.dlq"):
         _may_not_produce(options, topic)
     _may_not_change_topics(place, "reader")
@@ -144,7 +144,7 @@ def test_a_reader_sees_neither_events_nor_dead_letters(place: Place, shop: Deplo
     everything = hidden | {reader.scores}
     assert _seen(place.root.kafka, everything) == everything
     assert _seen(reader, everything) == {reader.scores}
-    consumer = KafkaConsumer(**topics.connection(reader), enable_auto_commit=False)
+    consumer = KafkaConsumer(**broker.connection(reader), enable_auto_commit=False)
     try:
         assert not consumer.topics() & hidden
     finally:
@@ -198,7 +198,7 @@ def test_what_a_reader_serves_works_under_the_sample_permissions(
 def test_an_operator_deletes_nothing_and_configures_no_server(place: Place) -> None:
     operator = place.role("operator")
     assert {step.action for step in topics.apply(operator)} == {"keep"}
-    admin = KafkaAdminClient(**topics.connection(operator.kafka))
+    admin = KafkaAdminClient(**broker.connection(operator.kafka))
     try:
         for topic in topics.wanted(operator.kafka):
             with pytest.raises(TopicAuthorizationFailedError):
@@ -335,7 +335,7 @@ def _may_not_produce(options: dict[str, Any], topic: str) -> None:
 def _may_not_change_topics(place: Place, role: str) -> None:
     """Neither make one, nor delete, configure or enlarge those that there are."""
     settings = place.role(role)
-    admin = KafkaAdminClient(**topics.connection(settings.kafka))
+    admin = KafkaAdminClient(**broker.connection(settings.kafka))
     try:
         with pytest.raises(TopicAuthorizationFailedError):
             admin.create_topics([NewTopic("events.more", 1, 1)])
@@ -363,7 +363,7 @@ def _take_away(place: Place, permissions: list[ACL]) -> None:
 def _seen(kafka: KafkaSettings, names: set[str]) -> set[str]:
     """Topics of which a record reaches us: all of them, or what has come within two seconds."""
     consumer = KafkaConsumer(
-        **topics.connection(kafka), enable_auto_commit=False, auto_offset_reset="earliest"
+        **broker.connection(kafka), enable_auto_commit=False, auto_offset_reset="earliest"
     )
     found: set[str] = set()
     try:

@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
-from streams import topics
+from streams import broker
 from tests.e2e.deployment import (
     ROOT,
     START_MS,
@@ -204,7 +204,7 @@ def test_a_topic_that_vanishes_ends_the_worker_with_one_clear_line(deployment: D
     send_all(deployment, list(some_events(200, 20)))
     worker = deployment.start()
     deployment.settle()
-    admin = KafkaAdminClient(**topics.connection(deployment.settings.kafka))
+    admin = KafkaAdminClient(**broker.connection(deployment.settings.kafka))
     admin.delete_topics([deployment.sources[0]])
     gone = datetime.now(UTC)
     admin.close()

@@ -18,7 +18,7 @@ from featurestore.partitioner import partition
 from livevalue import ValueClient
 from livevalue.embedded import Stack
 from scoring.values import UserValue
-from streams import topics
+from streams import broker, topics
 from streams.errors import TopicError
 from streams.settings import Settings
 from tests.livevalue.values import AS_OF, PARTITIONS, document, publish, settings
@@ -96,7 +96,7 @@ async def test_subscribe_sees_committed_updates_only(deployment: Settings) -> No
     with ValueClient.connect(deployment) as values:
         updates = values.subscribe(idle_s=20)
         producer = KafkaProducer(
-            **topics.connection(deployment.kafka),
+            **broker.connection(deployment.kafka),
             acks="all",
             transactional_id=deployment.kafka.scores,
         )

@@ -33,7 +33,7 @@ from featurestore.partitioner import partition
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
 from livevalue.http.updates import Feed, message
-from streams import topics
+from streams import broker, topics
 from streams.settings import Settings
 from tests.forks import COMMAND, Fork
 from tests.livevalue.values import PARTITIONS, document, publish, settings
@@ -171,7 +171,7 @@ def asked(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 def send(deployment: Settings) -> Iterator[Any]:
     """Publishes a document as a worker does, in a transaction; None erases."""
     producer = KafkaProducer(
-        **topics.connection(deployment.kafka),
+        **broker.connection(deployment.kafka),
         acks="all",
         transactional_id=deployment.kafka.scores,
     )

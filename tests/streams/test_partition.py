@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from livevalue.embedded import Stack
-from streams import topics, upkeep
+from streams import broker, topics, upkeep
 from streams.emit import Published
 from streams.errors import PublishError
 from streams.held import Held
@@ -250,7 +250,7 @@ async def test_a_topic_made_again_halts_and_says_what_to_run(owning: Owning) -> 
     await owning.owner.close(drain=True)
 
     def make_again() -> None:
-        admin = KafkaAdminClient(**topics.connection(owning.settings.kafka))
+        admin = KafkaAdminClient(**broker.connection(owning.settings.kafka))
         admin.delete_topics([owning.settings.kafka.sources[0]])
         admin.close()
 

@@ -14,7 +14,7 @@ from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untype
 from livevalue.embedded import Stack
 from livevalue.jobs.storing import archive_log
 from scoring.generation import prior
-from streams import topics
+from streams import broker, topics
 from streams.codec import Codec
 from streams.errors import LogTruncated, Stale
 from streams.kafkalog import KafkaLog
@@ -84,7 +84,7 @@ def test_a_log_that_lost_its_beginning_is_refused_and_says_what_to_do(
     asyncio.run(transactions(settings))
 
     async def fold() -> None:
-        admin = KafkaAdminClient(**topics.connection(settings.kafka))
+        admin = KafkaAdminClient(**broker.connection(settings.kafka))
         try:
             admin.delete_records({TopicPartition(settings.kafka.sources[0], 0): 10})
         finally:

@@ -11,7 +11,7 @@ from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
-from streams import topics
+from streams import broker, topics
 from streams.errors import LogError, LogUnavailable, TopicError
 from streams.settings import KafkaSettings, Settings
 
@@ -74,7 +74,7 @@ def test_outputs_are_compacted_and_sources_are_kept_for_good(
 def test_a_record_of_two_mebibytes_fits_into_source_and_dead_letters(settings: Settings) -> None:
     topics.apply(settings)
     producer = KafkaProducer(
-        **topics.connection(settings.kafka), max_request_size=8 << 20, acks="all"
+        **broker.connection(settings.kafka), max_request_size=8 << 20, acks="all"
     )
     for topic in (settings.kafka.purchase, settings.kafka.dlq):
         sent = producer.send(topic, key=b"u", value=b"x" * (2 << 20))
@@ -173,7 +173,7 @@ def test_one_of_several_addresses_is_enough(settings: Settings) -> None:
 
 
 def test_something_that_is_no_broker_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 500)
+    monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 500)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(LogUnavailable, match=f"no broker answers at {address}"):

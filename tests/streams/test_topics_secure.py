@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from livevalue.embedded.kafka import Kafka
 from livevalue.embedded.ports import free
-from streams import topics
+from streams import broker, topics
 from streams.errors import LogAuthError, LogUnavailable
 from streams.settings import KafkaSettings, Settings
 
@@ -70,7 +70,7 @@ def test_a_wrong_password_names_the_settings_and_not_itself(secure: Kafka) -> No
 def test_a_wrong_password_is_heard_where_the_driver_is_muted_as_in_a_worker(
     secure: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 4000)
+    monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 4000)
     driver = logging.getLogger("kafka")
     before = driver.level
     driver.setLevel(logging.CRITICAL)
@@ -85,6 +85,6 @@ def test_a_wrong_password_is_heard_where_the_driver_is_muted_as_in_a_worker(
 def test_no_login_where_one_is_wanted_names_the_security_setting(
     secure: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topics, "_BOOTSTRAP_MS", 2000)
+    monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 2000)
     with pytest.raises(LogUnavailable, match="__SECURITY"):
         topics.check(_settings(secure, "right", "PLAINTEXT"))

@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as AdminPartition
 
 from livevalue.embedded import Stack
-from streams import knock, leaders, topics, watchdog
+from streams import broker, knock, leaders, topics, watchdog
 from streams.delivery import RawRecord, Segment, Simple
 from streams.gap import Bounds, LogReader
 from streams.partition import Owner
@@ -54,7 +54,7 @@ async def folded(owning: Owning, count: int) -> tuple[Watched, Owner]:
 
 
 def administer(settings: Settings, work: Callable[[KafkaAdminClient], object]) -> None:
-    client = KafkaAdminClient(**topics.connection(settings.kafka))
+    client = KafkaAdminClient(**broker.connection(settings.kafka))
     work(client)
     client.close()
 
