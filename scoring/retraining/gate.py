@@ -123,8 +123,8 @@ def _verdict(
 ) -> Verdict:
     ranks = f"nGini {found.delta:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     levels = (
-        f"bias {facts['bias']} after {facts['bias_champion']}, off by {off_new:.2f} after"
-        f" {off_old:.2f}"
+        f"bias {_said(facts['bias'])} after {_said(facts['bias_champion'])}, off by {off_new:.2f}"
+        f" after {off_old:.2f}"
     )
     said = f"{ranks}; {levels}; {facts['judged']}"
     bound = found.high if lenient else found.low
@@ -147,6 +147,10 @@ def _off(value: Values, said: Values, window: Ints) -> float:
         if np.isfinite(bias):
             off.append(abs(float(np.log(max(bias, TINY)))))
     return float(np.mean(off)) if off else float("nan")
+
+
+def _said(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f}"
 
 
 def _round(number: float) -> float | None:

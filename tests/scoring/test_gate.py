@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 import numpy as np
@@ -49,6 +50,7 @@ def test_what_ranks_better_passes_and_what_ranks_worse_does_not() -> None:
     good, bad = guess(0.3, 1), guess(1.5, 2)
     better, worse = judged(good, bad), judged(bad, good)
     assert better.passed and "no worse" in better.reason
+    assert re.search(r"; bias \d\.\d\d after \d\.\d\d, off by \d\.\d\d after", better.reason)
     assert not worse.passed and "may rank worse" in worse.reason
     assert worse.facts["ngini_low"] < worse.facts["ngini_delta"] < worse.facts["ngini_high"] < 0
 
@@ -92,6 +94,7 @@ def test_what_cannot_be_told_is_no_pass() -> None:
     found = gate.judge(none, said, said, user, window, SETTINGS, lenient=True, where="nothing")
     assert not found.passed
     assert found.facts["ngini_delta"] is None
+    assert "bias – after –" in found.reason
 
 
 def test_a_short_log_has_fewer_origins_and_says_so() -> None:
