@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import StoreMismatch
+from featurestore.partitioner import partition
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
 from livevalue.jobs.recovery_plans import Found, adopt
@@ -104,16 +105,36 @@ def test_a_topic_made_again_under_a_worker_and_grown_longer_halts_it_until_it_is
     assert not any(row["changes"] for row in recover(deployment, "adopt", dry_run=True))
 
 
-def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
+def test_a_store_lost_under_a_worker_halts_what_had_published_until_it_is_wiped(
     deployment: Deployment,
 ) -> None:
-    send_all(deployment, list(some_events(1500, 60)))
+    events = list(some_events(1500, 60))
+    kafka = deployment.settings.kafka
+    here, there = (
+        [e for e in events if partition(e[1]["user_id"], 2, kafka.partitioner) == p]
+        for p in range(2)
+    )
+    send_all(deployment, here)
     worker = deployment.start()
     deployment.settle()
-    assert worker.stop() == 0
     before = values(deployment)
-    published = len(deployment.read(deployment.settings.kafka.scores))
-    deployment.redis.flushdb()
+    lost = datetime.now(UTC)
+    deployment.redis.flushall()
+    until(lambda: halted(worker), 30)
+    noticed(worker.lines("partition halted"), lost)
+    # The other one had nothing to lose, and is served.
+    send_all(deployment, there)
+    ends = {at: end for at, end in deployment.ends().items() if at[0] == 1}
+    until(lambda: deployment.positions() == ends and _all_said(deployment), 30)
+    assert halted(worker).keys() == {0} and worker.exit_code is None
+    before |= values(deployment)
+    said = len(deployment.read(kafka.scores))
+    lost = datetime.now(UTC)
+    deployment.redis.flushall()
+    assert "`livevalue recover rebuild --dry-run`" in ended(worker)
+    noticed([line for line in worker.lines("partition halted") if line["partition"] == 1], lost)
+    for p, error in halted(worker).items():
+        assert error.startswith(f"the store holds nothing of partition {p}, yet ")
 
     asked = datetime.now(UTC)
     done = livevalue(deployment, "run", code=1)
@@ -131,12 +152,18 @@ def test_a_lost_store_halts_the_worker_and_after_a_wipe_the_values_are_the_same(
     # In silence up to where publishing had come: once each user, then what is new.
     again = revisions(deployment.read(deployment.settings.kafka.scores))
     assert len(again) == len(set(again))
-    assert len(again) - published <= len(before) + 20
+    assert len(again) - said <= len(before) + 20
     touched = {e["user_id"] for _, e in some_events(20, 60, seed=3, first=5000)}
     after = values(deployment)
     assert {u: after[u] for u in before.keys() - touched} == {
         u: before[u] for u in before.keys() - touched
     }
+
+
+def _all_said(deployment: Deployment) -> bool:
+    """Whether everything that the store holds is published."""
+    marks = deployment.watermarks().values()
+    return all(m.get("published") == f"{m['seq']}:{m['writer']}" for m in marks)
 
 
 def test_a_log_that_is_cut_again_before_a_worker_follows_it_is_told_from_the_one_adopted(
