@@ -97,7 +97,11 @@ class Held:
         raise Stale(f"partition {self.partition}: {outcome}, the store is not where we thought")
 
     def advance(self, done: Processed, parked: Sequence[Parked] = ()) -> None:
-        """The commit stands: pass on what it has to say."""
+        """The commit stands: pass on what it has to say.
+
+        While a roll-back is being made good nothing is put, so that nothing waits in the publisher
+        and neither back-pressure nor an owner's end waits for it.
+        """
         self.watermark = mark = done.watermark
         self.moved_s = time.monotonic()
         if self.rollback is not None:

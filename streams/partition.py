@@ -266,7 +266,7 @@ class Owner:
                 why, self._doubted = self._doubted, ""
                 raise Stale(why)
             if self._closing:
-                if self._drain and held.rollback is None:
+                if self._drain:
                     await self._drained(publisher)
                 return
             if held.rollback is not None and held.rollback.caught_up(held.watermark):
@@ -293,8 +293,7 @@ class Owner:
 
     async def _step(self, held: Held) -> bool:
         """One batch; False where there is nothing to do or the outbox is too full."""
-        full = held.publisher.users > self._settings.worker.outbox_users
-        if full and held.rollback is None:
+        if held.publisher.users > self._settings.worker.outbox_users:
             return False
         small = self._intake.buffered < _SMALL
         if small:
