@@ -24,7 +24,7 @@ from tests.e2e.deployment import Deployment
 _DATABASE = 14  # other tests take 1 to 13
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(240)  # what CI may take for it
 def test_20000_events_survive_six_kills_two_restarts_a_roll_back_and_a_broker_kill(
     tmp_path: Path,
 ) -> None:
