@@ -34,10 +34,12 @@ from streams.settings import Settings
 from tests.contract.deployments import Server, running, valkey
 from tests.e2e.deployment import ROOT, START_MS, Deployment, deployment_settings, environment
 from tests.parity.bad import PURCHASE, Bad, corpus, mutants, purchase
+from tests.parity.drawn import drawn
 from tests.parity.onstack import live, replayed
 from tests.streams.test_headers import Misnamed
 
-MUTANTS = 10_000
+HURT = 10_000
+DRAWN = 2_000  # of them, by Hypothesis
 
 
 @pytest.fixture
@@ -179,7 +181,9 @@ def test_ten_thousand_bad_records_become_dead_letters_and_their_neighbours_count
             sending.good(record.user, "after")
         huge = Bad("8 MB", "u0", b'{"x":"' + b"y" * 8_000_000 + b'"}', "too_large", key=b"u0")
         sending.put(huge)
-        for at, record in enumerate(mutants(MUTANTS)):
+        hurt = [*mutants(HURT - DRAWN), *drawn(DRAWN)]
+        assert len(hurt) == HURT
+        for at, record in enumerate(hurt):
             sending.put(record)
             if at % 10 == 0:
                 sending.good(good[at // 10 % len(good)], f"good{at}")
@@ -225,7 +229,7 @@ def test_ten_thousand_bad_records_become_dead_letters_and_their_neighbours_count
         for record in nastiest:
             want = (2, 5.0) if record.reason else (3, 7.5)
             assert _orders(deployment, record.user) == want, record.name
-        each = MUTANTS // 10 // len(good)
+        each = HURT // 10 // len(good)
         assert {_orders(deployment, user) for user in good} == {(each, 2.5 * each)}
 
         # What a replay of the log says is what the worker did.

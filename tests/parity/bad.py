@@ -281,7 +281,7 @@ _NAMES = (
     *("dwell_ms", "amount", "currency", "order_id", "items", "action", "target_user_id"),
     *("rating", "duration_ms", "text", "properties", "unheard_of", "", "\\u0061mount"),
 )
-_HEADERS: tuple[Headers, ...] = (
+HEADERS: tuple[Headers, ...] = (
     (("trace", b"1"),),
     _CE,
     (*_CE, ("ce_time", b"2023-11-14T22:13:20Z"), ("ce_subject", b"user-1")),
@@ -349,7 +349,7 @@ def _key(record: Bad, rng: random.Random) -> Bad:
 
 
 def _header(record: Bad, rng: random.Random) -> Bad:
-    return replace(record, headers=record.headers + rng.choice(_HEADERS))
+    return replace(record, headers=record.headers + rng.choice(HEADERS))
 
 
 def _place(record: Bad, rng: random.Random) -> Bad:

@@ -1,4 +1,4 @@
-"""The codec under fire: 12,000 mutants and the corpus, through both paths.
+"""The codec under fire: 12,000 mutants, what Hypothesis draws, and the corpus, through both paths.
 
 Equal must be everything that a record becomes: which are taken and which rejected, each column,
 erases, and of each rejection the reason and its words. So nobody can tell by a dead letter or a
@@ -11,16 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streams.deadletter import Reason
 from tests.parity.bad import Bad, corpus, mutants
+from tests.parity.drawn import records
 from tests.parity.nasty import START_MS
 from tests.streams.coded import CODECS, Record, same
 
 EACH = 3000  # mutants for each of the four codecs
 
 
-def _records(rows: Sequence[Bad]) -> list[Record]:
+def _read(rows: Sequence[Bad]) -> list[Record]:
     # Headers without a value are what a broker gives, though the type says otherwise.
     return [
         Record(row.key, row.value, at, START_MS + at, row.headers)  # type: ignore[arg-type]
@@ -35,7 +38,7 @@ def test_both_paths_say_the_same_of_thousands_of_mutants(which: int) -> None:
     reasons: Counter[str] = Counter()
     taken = 0
     for source in range(1 if which == 1 else 3):
-        records = _records([r for r in rows if which == 1 or r.source == source])
+        records = _read([r for r in rows if which == 1 or r.source == source])
         for at in range(0, len(records), 250):
             run = records[at : at + 250]
             fast, slow = codec.decode(source, 0, run), codec.decode_slow(source, 0, run)
@@ -54,9 +57,22 @@ def test_both_paths_say_the_same_of_thousands_of_mutants(which: int) -> None:
     assert found >= {"not_json", "not_object", "missing_field", "invalid_field", "wrong_key"}
 
 
+@given(st.lists(records(), min_size=1, max_size=12), st.sampled_from(range(len(CODECS))))
+def test_both_paths_say_the_same_of_records_whose_structure_is_hurt(
+    rows: list[Bad], which: int
+) -> None:
+    codec = CODECS[which]
+    for source in range(1 if which == 1 else 3):
+        run = _read([row for row in rows if which == 1 or row.source == source])
+        fast, slow = codec.decode(source, 0, run), codec.decode_slow(source, 0, run)
+        same(fast, slow)
+        assert fast.batch.size + len(fast.batch.erases) + len(fast.rejected) == len(run)
+        assert Reason.UNREADABLE not in {one.reason for one in fast.rejected}
+
+
 def test_a_record_is_read_alone_as_it_is_among_others() -> None:
     rows = [row for row in mutants(1500, seed=7) if row.source == 1]
-    records = _records(rows)
+    records = _read(rows)
     together = CODECS[0].decode(1, 0, records)
     alone = [CODECS[0].decode(1, 0, [record]) for record in records]
     assert [no for one in alone for no in one.rejected] == together.rejected
@@ -66,7 +82,7 @@ def test_a_record_is_read_alone_as_it_is_among_others() -> None:
 def test_the_corpus_has_its_reasons_on_both_paths() -> None:
     said = {}
     for row in corpus():
-        (record,) = _records([row])
+        (record,) = _read([row])
         fast = CODECS[0].decode(row.source, 0, [record])
         same(fast, CODECS[0].decode_slow(row.source, 0, [record]))
         said[row.name] = fast.rejected[0].reason if fast.rejected else ""

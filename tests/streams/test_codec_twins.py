@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from featurestore.events import TYPES
 from streams.codec import Codec
 from streams.deadletter import Reason
 from streams.settings import Settings
+from tests.parity.drawn import JUNK, NAMES, OF_FIELD, TIMES
 from tests.streams.coded import (
     CODECS,
     ONE,
@@ -22,124 +22,6 @@ from tests.streams.coded import (
     decode,
     purchase,
     same,
-)
-
-NUMBERS = st.one_of(
-    st.integers(-(10**25), 10**25).map(str),
-    st.from_regex(r"-?(0|[1-9][0-9]{0,8})\.[0-9]{1,30}", fullmatch=True),
-    st.sampled_from(
-        [
-            "0",
-            "-0",
-            "-0.0",
-            "1e999",
-            "-1e999",
-            "1e-999",
-            "NaN",
-            "Infinity",
-            "-Infinity",
-            "01",
-            "1.",
-            "9" * 10000,
-            "9007199254740991",
-            "9007199254740992",
-            "253402300799999",
-            "253402300800000",
-            "-62135596800000",
-            "-62135596800001",
-            "1E2",
-            "1.0",
-            ".5",
-            "+1",
-        ]
-    ),
-)
-TIMES = st.sampled_from(
-    [
-        '"2011-09-10T12:00:00Z"',
-        '"2011-09-10T12:00:00.123Z"',
-        '"2011-09-10t12:00:00z"',
-        "0",
-        "-1",
-        '"0000-01-01T00:00:00Z"',
-        '"0001-01-01T00:00:00Z"',
-        '"9999-12-31T23:59:59.9999Z"',
-        '"9999-12-31T23:59:59-01:00"',
-        '"1969-12-31T23:59:59.9999999Z"',
-        '"2011-02-29T00:00:00Z"',
-        '"2011-09-10T12:00:00"',
-        '"2011-09-10 12:00:00+05:30"',
-        '"2011-09-10T12:00:60Z"',
-        "true",
-        '"2011-09-10T24:00:00Z"',
-        '"2011-09-10T12:00:00,5Z"',
-        "null",
-        "1.5",
-        '"1315656000000"',
-        '""',
-        '"２011-09-10T12:00:00Z"',
-        '"2011-09-10T12:00:0１Z"',
-    ]
-)
-STRINGS = st.one_of(
-    st.text(max_size=20).map(json.dumps),
-    st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)),
-    st.sampled_from(
-        [
-            '"\\ud800"',
-            '"\\ud83d\\ude00"',
-            '"\\x"',
-            '"\\u12"',
-            '"a\tb"',
-            '"\\u0000"',
-            '"',
-            '""',
-            '"' + "a" * 128 + '"',
-            '"' + "a" * 129 + '"',
-            '"' + "😀" * 257 + '"',
-        ]
-    ),
-)
-JUNK = st.one_of(
-    NUMBERS,
-    STRINGS,
-    st.sampled_from(
-        [
-            "null",
-            "true",
-            "false",
-            "{}",
-            "[]",
-            '{"a":{"b":[1,2,{"c":null}]}}',
-            "[1,]",
-            '{"a":1,}',
-            "[" * 101 + "]" * 101,
-            "[" * 98 + "]" * 98,
-            "[" * 100000,
-            '{"a":' * 5000,
-            '[{"item_id":"i","quantity":2,"price":"1.5"}]',
-            '[{"price":true}]',
-            '[{"price":1e999}]',
-            '[{"quantity":"x"}]',
-            '[{"item_id":5}]',
-            "[null]",
-            '[{"price":null,"x":1}]',
-        ]
-    ),
-)
-OF_FIELD: dict[str, st.SearchStrategy[str]] = {
-    "user_id": st.one_of(st.just('"ada"'), STRINGS, JUNK),
-    "event_time": st.one_of(TIMES, NUMBERS),
-    "amount": st.one_of(NUMBERS, NUMBERS.map(lambda n: f'"{n}"'), JUNK),
-    "currency": st.sampled_from(
-        ['"GBP"', '"EUR"', '"USD"', '"gbp"', '"A1B"', '"EURO"', '"points"', '"GBP\\n"', "null", "1"]
-    ),
-    "type": st.one_of(st.sampled_from([f'"{t}"' for t in TYPES] + ['"erase"', "null", "1"])),
-    "action": st.one_of(st.sampled_from(['"cart_add"', '"play"', '"share"', '"my own"']), JUNK),
-}
-NAMES = (
-    *("event_id", "item_id", "category", "page", "query", "dwell_ms", "order_id", "items"),
-    *("target_user_id", "rating", "duration_ms", "text", "properties", "unheard_of"),
 )
 
 
