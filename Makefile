@@ -25,7 +25,7 @@ OLD ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long fuzz check lint types imports contracts docs bench chaos crashes soak failover upgrade audit-deps lock clean
+.PHONY: help install demo test long fuzz check lint types imports contracts docs bench chaos service crashes soak failover upgrade audit-deps lock clean
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -87,6 +87,9 @@ bench: install ## Throughput and latency, into benchmarks/results/latest.json
 
 chaos: install ## kill -9 at random moments, then count what was lost or doubled (CHAOS="--help")
 	$(BIN)/python -m benchmarks.chaos $(CHAOS)
+
+service: install ## How long a partition goes unserved: kill -9, restart, Redis away (SERVICE="--help")
+	$(BIN)/python -m benchmarks.chaos.service $(SERVICE)
 
 crashes: install ## Let a worker die at each named point of the protocol, five times each
 	$(BIN)/python -m benchmarks.crashes $(CRASHES)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
 from itertools import islice
 from typing import Any
 
+import pytest
+
 from benchmarks.chaos import load, report
 from benchmarks.chaos.auditor import Audit
 from benchmarks.chaos.runner import LONG, Result, Scenario
+from benchmarks.chaos.service import Measured, tell
 from streams.settings import KafkaSettings
 
 KAFKA = KafkaSettings(partitions=4, max_record_bytes=load.MAX_RECORD_BYTES)
@@ -88,3 +92,16 @@ def test_an_unknown_fault_is_refused_with_the_names_of_those_there_are() -> None
     )
     assert done.returncode == 2
     assert "'flood' is none of kill, zombie, redis" in done.stderr
+
+
+def test_a_partition_unserved_for_longer_than_it_may_be_is_named_and_ends_with_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    took = {"kill": [7.4, 9.0], "restart": [2.0, 5.0], "outage": [5.0]}
+    assert tell(Measured(6.0, took)) == 0
+    assert json.loads(capsys.readouterr().out) == took | {"session_timeout_s": 6.0, "well": True}
+    for kind, most in (("kill", 9), ("restart", 5), ("outage", 5)):
+        assert tell(Measured(6.0, took | {kind: [most + 0.01, 1.0]})) == 1
+        said, line = capsys.readouterr().out.splitlines()
+        assert said == f"TOO LONG: {kind} took {most}.01 s, limit {most} s"
+        assert json.loads(line)["well"] is False
