@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol
 
 from scoring.errors import ScoringError
@@ -104,7 +105,7 @@ def _net(name: str, pupil: bool = False) -> Make:
         def exported(net: training.Trained) -> Generation:
             return training.generation(net, examples, calibrate_on=calibrate_on)
 
-        return Made(exported(whole), lambda: exported(trained))
+        return Made(exported(whole), cache(partial(exported, trained)))
 
     return make
 

@@ -22,7 +22,7 @@ from scoring.judging.evaluation import (
 from scoring.judging.history import History, before
 from scoring.settings import ModelSettings
 from scoring.training.examples import build
-from scoring.training.trainable import TRAINED
+from scoring.training.trainable import TRAINED, Ask, Made
 from tests.scoring.logs import DAY, shoppers
 
 Log = list[tuple[int, EventBatch]]
@@ -82,6 +82,25 @@ def test_json_has_the_promised_shape() -> None:
     }
     assert {c["a"] for c in report["comparisons"]} == {"prior"}
     assert {c["b"] for c in report["comparisons"]} == {*FAST} - {"prior"}
+
+
+def test_a_threshold_is_chosen_by_the_net_that_has_not_seen_who_chooses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linear, asked = TRAINED["linear"], []
+
+    def make(ask: Ask) -> Made:
+        made = linear.make(ask)
+        return Made(made.whole, lambda: asked.append("apart") or made.apart())  # type: ignore[func-returns-value]
+
+    monkeypatch.setitem(TRAINED, "mingru", replace(linear, make=make, holds_out=True))
+    monkeypatch.setitem(TRAINED, "linear", replace(linear, make=make))
+    runs = ask(LOG, models=("mingru", "linear")).runs
+    held = {run["model"]: run["classification"]["validation"]["held_out"] for run in runs}
+    assert held == {"mingru": True, "linear": False} and asked == ["apart"]
+    # Among those held out are fewer, and what they are told is another model's.
+    users = {run["model"]: run["classification"]["validation"]["users"] for run in runs}
+    assert 0 < users["mingru"] < users["linear"]
 
 
 def test_nothing_after_the_cutoff_moves_a_value() -> None:
