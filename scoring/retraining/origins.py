@@ -153,8 +153,8 @@ def refits(
     return out
 
 
-def _under(progress: Progress, stage: str, _: str, done: int, total: int | None) -> None:
-    progress(stage, done, total)
+def _under(progress: Progress, stage: str, part: str, done: int, total: int | None) -> None:
+    progress(f"{stage}, {part}", done, total)
 
 
 def said(
