@@ -109,7 +109,7 @@ def test_an_interrupted_search_leaves_a_journal_to_go_on_from(
     assert process.returncode == 130
     assert "goes on from j" in said
     assert run("--trials", "1", "--journal", "j") == 0
-    assert "trials, " in capsys.readouterr().out
+    assert " pruned; " in capsys.readouterr().out
 
 
 def test_the_same_command_goes_on_though_the_log_has_grown(
