@@ -138,6 +138,19 @@ async def test_a_topic_made_again_under_a_running_worker_halts_within_ten_second
     assert "made again" in owner.halted and "livevalue recover adopt" in owner.halted
 
 
+async def test_a_topic_made_again_and_longer_than_before_when_it_is_looked_at_halts_too(
+    owning: Owning,
+) -> None:
+    watched, owner = await folded(owning, 20)
+    await asyncio.to_thread(_make_again, owning.settings)
+    await owning.send(60)  # no end lies before the watermark now
+    until = time.monotonic() + 10
+    while not owner.halted and time.monotonic() < until:
+        await watched.look()
+        await asyncio.sleep(0.1)
+    assert "made again" in owner.halted and "livevalue recover adopt" in owner.halted
+
+
 def _make_again(settings: Settings) -> None:
     administer(settings, lambda at: at.delete_topics([settings.kafka.sources[0]]))
     until = time.monotonic() + 20
