@@ -16,10 +16,11 @@ from featurestore.errors import StoreMismatch
 from featurestore.partitioner import partition
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
-from livevalue.jobs.recovery_plans import Found, adopt
+from livevalue.jobs.recovery_plans import Found, adopt, serve, wipe
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
 from streams import topics
+from streams.emit import Published
 from streams.gap import Bounds
 from streams.settings import KafkaSettings, Settings
 from tests.e2e.deployment import (
@@ -202,6 +203,19 @@ def test_adopt_goes_back_to_where_the_log_was_cut_however_far_it_has_grown_since
         assert plan.watermark is not None
         assert (plan.watermark.positions, plan.watermark.marks) == ((90,), ("",))
         assert plan.notes[0] == "events was cut at 90: goes on from there"
+
+
+@pytest.mark.parametrize("seqs", [(7, 9), (9, 7)])
+def test_whatever_is_recovered_goes_on_above_what_was_committed_and_what_was_published(
+    seqs: tuple[int, int],
+) -> None:
+    settings = Settings(kafka=KafkaSettings(mixed="events", partitions=1))
+    held, said = (Identity(seq, "w") for seq in seqs)
+    mark = Watermark((120,), (START_MS,), held, "a", ("90:cut",), "f", "g")
+    bounds = Bounds(0, 300)
+    found = Found(mark, False, Published(said, (100,), "a"), (bounds,), bounds, "a", (True,))
+    plans = adopt(settings, 0, found), wipe(settings, 0, found, "g"), serve(settings, 0, found, "g")
+    assert [plan.watermark.identity.seq for plan in plans if plan.watermark] == [9, 9, 9]
 
 
 def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
