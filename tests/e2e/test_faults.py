@@ -101,6 +101,15 @@ def test_the_auditor_counts_an_event_that_a_state_holds_twice(settled: Deploymen
     _doctored(settled, key, join(states.encode()[0], score), row, {"applied_twice": 1})
 
 
+def test_the_auditor_sees_one_event_lost_where_another_counts_twice(settled: Deployment) -> None:
+    key, row = _a_state(settled)
+    state, score = split(row)
+    states = States.decode(["x"], [state])
+    states.head["id_lo"][0] += 1  # the sum over other events, and as many
+    wanted = {"lost": 1, "applied_twice": 1}
+    _doctored(settled, key, join(states.encode()[0], score), row, wanted)
+
+
 def test_the_auditor_sees_an_order_that_the_log_does_not_have(settled: Deployment) -> None:
     key, row = _a_state(settled)
     state, score = split(row)
