@@ -248,6 +248,43 @@ def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     assert _wrong(found(kafka.dlq, [*letters, letters[0]])) == {"letters_twice": 1}
     other = letters[0]._replace(value=b"other bytes")
     assert _wrong(found(kafka.dlq, [other, *letters[1:]])) == {"letters_wrong": 1}
+    elsewhere = _headed(letters[0], "__connect.errors.offset", b"1000000000")
+    assert _wrong(found(kafka.dlq, [*letters, elsewhere])) == {"letters_wrong": 1}
+    excused = _headed(letters[0], "__connect.errors.exception.class.name", b"livevalue.whim")
+    assert _wrong(found(kafka.dlq, [excused, *letters[1:]])) == {"letters_wrong": 1}
+
+
+def test_the_auditor_counts_a_revision_that_goes_back_and_a_document_of_another_history(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = settled.settings.kafka.scores
+    scores = settled.read(name)
+    often = next(key for key, n in Counter(r.key for r in scores).items() if n > 2)
+    *_, before, last = (i for i, r in enumerate(scores) if r.key == often)
+
+    swapped = list(scores)
+    swapped[before], swapped[last] = scores[last], scores[before]
+    one = _audit_of(settled, monkeypatch, name, swapped)
+    assert _wrong(one) == {"backwards": 1, "outputs_missing": 1}
+
+    document = json.loads(scores[last].value)
+    document["history"]["orders"] += 1
+    told = json.dumps(document).encode()
+    key = b"lv:{%d}:v:%b" % (scores[last].partition, often)
+    kept: Any = settled.redis.get(key)
+    settled.redis.set(key, told)
+    try:
+        doctored = [*scores[:last], scores[last]._replace(value=told), *scores[last + 1 :]]
+        one = _audit_of(settled, monkeypatch, name, doctored)
+    finally:
+        settled.redis.set(key, kept)
+    assert _wrong(one) == {"outputs_missing": 1} and one.examples[0][0] == "history"
+
+
+def _headed(letter: Any, name: str, value: bytes) -> Any:
+    """A letter with another value under one of its headers."""
+    assert name in dict(letter.headers)
+    return letter._replace(headers=[(n, value if n == name else v) for n, v in letter.headers])
 
 
 def _audit_of(
