@@ -21,6 +21,9 @@ from streams.knock import Hung, Refused, knock
 from streams.settings import KafkaSettings
 
 _BOOTSTRAP_MS = 10_000
+# kafka-python draws an address for each try, and waits for one that has failed and is drawn again,
+# up to 30 s by its default: of two, one of them down, ten draws in ten seconds could all miss.
+_BACKOFF_MS = 500
 
 
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
@@ -37,6 +40,7 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": [part.strip() for part in kafka.bootstrap.split(",")],
         "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+        "reconnect_backoff_max_ms": _BACKOFF_MS,
         "client_id": kafka.app,
         **security(kafka),
     }
@@ -134,13 +138,11 @@ class _Overheard(logging.Handler):
         self._logger.setLevel(level)
 
 
-def reach(kafka: KafkaSettings) -> dict[str, Any]:
+def reach(kafka: KafkaSettings) -> None:
     """Raise at once where nothing listens, or nothing that speaks Kafka with our security.
 
     kafka-python tries for its whole bootstrap time, ten seconds, what is plain after a moment,
-    and then cannot say whether the certificate or the network is at fault. And it draws an address
-    for each try: of two, one of them down, it gives up on both in one of thirty starts. So what is
-    returned, the arguments of a client that is soon done, names the address that answered alone.
+    and then cannot say whether the certificate or the network is at fault.
     """
     options = connection(kafka)
     problem: LogError | LogUnavailable | None = None
@@ -171,7 +173,7 @@ def reach(kafka: KafkaSettings) -> dict[str, Any]:
                 said += f"; it may want a certificate: {SECTION}__CERT_FILE"
             problem = _silent(kafka, said)
         else:
-            return {**options, "bootstrap_servers": [address]}
+            return
     assert problem is not None
     raise problem
 

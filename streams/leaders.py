@@ -14,7 +14,7 @@ from typing import Any
 from kafka import KafkaAdminClient, TopicPartition  # type: ignore[import-untyped]
 from kafka.protocol.consumer import OffsetForLeaderEpochRequest  # type: ignore[import-untyped]
 
-from streams.broker import reach, translated
+from streams.broker import connection, reach, translated
 from streams.settings import KafkaSettings
 
 
@@ -28,9 +28,9 @@ def epoch_ends(
     """
     if not epochs:
         return {}
-    reached = reach(kafka)
+    reach(kafka)
     with translated(kafka):
-        admin = KafkaAdminClient(**reached)
+        admin = KafkaAdminClient(**connection(kafka))
         try:
             found: dict[tuple[str, int], int] = admin._manager.run(_ask, admin, dict(epochs))
             return found

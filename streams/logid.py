@@ -84,6 +84,23 @@ def cut_at(mark: str) -> int | None:
     return int(offset) if what == _CUT else None
 
 
+async def rewritten(reader: LogReader, tp: TopicPartition, mark: str, held: Bounds) -> bool:
+    """Whether the log no longer holds the record of a mark: another one, or none.
+
+    None: a marker, an aborted record or a hole where a committed record was, or the log's end
+    before it. Of what retention has deleted nothing is known.
+    """
+    offset = int(mark.split(":", 1)[0]) if mark else -1
+    if offset < held.start:
+        return False
+    if offset >= held.end:
+        return True
+    record = await reader.at(tp, offset)
+    if record is not None:
+        return record_mark(record) != mark
+    return offset >= (await reader.bounds([tp]))[tp].start  # or retention was faster than we
+
+
 async def cut_marks(
     reader: LogReader,
     tps: Sequence[TopicPartition],
@@ -98,12 +115,7 @@ async def cut_marks(
     """
     found = {}
     for source, end in ended.items():
-        mark, held = trails[source].beyond(end), bounds[source]
-        offset = int(mark.split(":", 1)[0]) if mark else -1
-        if offset < held.start:
-            continue
-        record = await reader.at(tps[source], offset) if offset < held.end else None
-        if record is None or record_mark(record) != mark:
+        if await rewritten(reader, tps[source], trails[source].beyond(end), bounds[source]):
             found[source] = f"{end}:{_CUT}"
     return found
 
@@ -193,12 +205,8 @@ async def check_log(
                 f"{where} was cut at offset {cut} and written on while it was read: what it holds "
                 f"from there on was not read, or not all of it. Run {_ADOPT}, or {_REBUILD}"
             )
-        offset = int(mark.split(":", 1)[0]) if mark else -1
-        if offset < held.start:
-            continue
-        record = await reader.at(tp, offset)
-        if record is not None and record_mark(record) != mark:
+        if await rewritten(reader, tp, mark, held):
             raise LogReset(
-                f"{where} holds another record at offset {offset} than the one folded: the log was "
-                f"cut, and written on. Run {_REBUILD}, or {_ADOPT}"
+                f"{where} holds another record at offset {mark.split(':')[0]} than the one folded, "
+                f"or none: the log was cut, and written on. Run {_REBUILD}, or {_ADOPT}"
             )

@@ -27,7 +27,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from featurestore.wording import counted
-from streams.broker import forbidden, reach, translated
+from streams.broker import connection, forbidden, reach, translated
 from streams.errors import TopicError
 from streams.settings import KafkaSettings, Settings
 
@@ -247,9 +247,9 @@ class _Topic:
 
 @contextmanager
 def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    reached = reach(kafka)
+    reach(kafka)
     with translated(kafka):
-        admin = KafkaAdminClient(**reached)
+        admin = KafkaAdminClient(**connection(kafka))
         try:
             yield admin
         finally:

@@ -30,7 +30,7 @@ from streams import topics
 from streams.emit import Published
 from streams.fingerprint import Fingerprint
 from streams.gap import Bounds, LogReader
-from streams.logid import cut_at, record_mark
+from streams.logid import cut_at, record_mark, rewritten
 from streams.metrics import Metrics
 from streams.publish import Pacer, Publisher
 from streams.replay import Progress
@@ -162,7 +162,7 @@ class Recovery:
         tps = [TopicPartition(t, partition) for t in self.settings.kafka.sources]
         scores = TopicPartition(self.settings.kafka.scores, partition)
         bounds = await self._reader.bounds([*tps, scores])
-        rewritten = [
+        others = [
             await self._rewritten(tp, bounds[tp], mark.marks[s] if mark and mark.marks else "")
             for s, tp in enumerate(tps)
         ]
@@ -173,17 +173,13 @@ class Recovery:
             tuple(bounds[tp] for tp in tps),
             bounds[scores],
             self._log_id,
-            tuple(rewritten),
+            tuple(others),
         )
 
     async def _rewritten(self, tp: TopicPartition, held: Bounds, mark: str) -> bool:
         if cut_at(mark) is not None:
             return True
-        offset = int(mark.split(":", 1)[0]) if mark else -1
-        if not held.start <= offset < held.end:
-            return False
-        record = await self._reader.at(tp, offset)
-        return record is not None and record_mark(record) != mark
+        return await rewritten(self._reader, tp, mark, held)
 
 
 async def recover(

@@ -12,9 +12,11 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as KafkaPython
 from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
+from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
-from streams.errors import LogTruncated, LogUnavailable
+from streams.errors import LogReset, LogTruncated, LogUnavailable
 from streams.gap import Bounds, LogReader
+from streams.logid import check_log, record_mark, rewritten
 from streams.settings import KafkaSettings
 
 
@@ -103,6 +105,33 @@ async def test_a_single_record_is_read_by_offset_and_a_marker_is_none(
     found = await reader.at(topic, 1)
     assert found is not None and found.value == b"1"
     assert await reader.at(topic, 2) is None
+
+
+async def test_a_log_that_holds_another_record_or_none_where_one_was_folded_is_another_log(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    await produce(stack, topic, (3, True), (2, False), (2, True))  # 3, 6 and 9 are markers
+    held = (await reader.bounds([topic]))[topic]
+    one = await reader.at(topic, 2)
+    assert one is not None
+    known = record_mark(one)
+    wrong = {2: False, 1: True, 3: True, 4: True, 9: True, 10: True, 400: True}
+    for offset, other in wrong.items():
+        mark = known.replace("2:", f"{offset}:", 1)
+        assert await rewritten(reader, topic, mark, held) is other, offset
+        folded = Watermark((offset + 1,), (0,), Identity(1, "w"), "a", (mark,), "f", "g")
+        if other:
+            with pytest.raises(LogReset):
+                await check_log(reader, [topic], folded, None, "a", [held])
+        else:
+            await check_log(reader, [topic], folded, None, "a", [held])
+    assert not await rewritten(reader, topic, "", held)
+    # What retention has deleted tells nothing, though it does so after we have asked for the start.
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    admin.delete_records({KafkaPython(topic.topic, 0): 5})
+    admin.close()
+    assert not await rewritten(reader, topic, known, held)
+    assert not await rewritten(reader, topic, known, (await reader.bounds([topic]))[topic])
 
 
 async def test_what_retention_deleted_is_an_error_and_never_skipped(
