@@ -41,7 +41,11 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--short", action="store_true", help="the default: what CI runs")
+    size.add_argument(
+        "--short",
+        action="store_true",
+        help="the default: what CI runs, with a seed and a rate of its own",
+    )
     size.add_argument(
         "--long", action="store_true", help="200,000 messages, 2,000 users, 41 faults"
     )

@@ -355,7 +355,7 @@ class _Sent:
             if at < len(said) and said[at] == before:
                 continue
             end = bisect.bisect_left(boundaries, before)
-            until = boundaries[end] if end < len(boundaries) else revision
+            until = boundaries[end] if end < len(boundaries) else before  # by no transaction
             if not (at < len(said) and said[at] <= until):
                 self._found.outputs_missing += 1
                 self._found.show("hole", user, before, revision, until)

@@ -143,8 +143,11 @@ class Service:
         assert self._stack.valkey is not None
         pid = self._stack.valkey.pid
         os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic() + _EVERY_S  # a look may have been under way
         try:
             time.sleep(outage_s)
+            if self._watch.moved(stopped):
+                raise AssertionError("Valkey answered while it was stopped")
         finally:
             os.kill(pid, signal.SIGCONT)
         back = time.monotonic()
