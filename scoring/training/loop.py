@@ -31,8 +31,9 @@ from scoring.settings import TrainingSettings
 from scoring.training import base_rates
 from scoring.training.columns import Columns
 from scoring.training.examples import Examples
+from scoring.training.families import family, resolved
 from scoring.training.forecasts import score
-from scoring.training.run import Run, family, resolved
+from scoring.training.run import Run
 from scoring.training.splits import held_out, late
 from scoring.training.teacher import Teacher
 from scoring.zoo.nets import Net

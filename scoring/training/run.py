@@ -6,8 +6,6 @@ Shapes as in scoring.training.examples. torch is imported here: the extra `train
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +14,14 @@ from torch import Tensor
 
 from featurestore.features import STATIC
 from featurestore.vector import TOKENS
-from scoring.errors import ScoringError
 from scoring.settings import TrainingSettings
 from scoring.training import base_rates, losses
 from scoring.training.augmenting import Augment
 from scoring.training.batches import Data
 from scoring.training.columns import FOLD, Columns
 from scoring.training.examples import Examples
+from scoring.training.families import family
 from scoring.training.teacher import Teacher
-from scoring.zoo import NETS
 from scoring.zoo.nets import Frame, Net, Scaling
 from scoring.zoo.seen import DRIFTING, NOT_FOR_NETS, moved_by, tokens_moved_by, unseen
 
@@ -37,33 +34,6 @@ STEPS, EPOCHS = 1200, (12, 160)
 MOMENTUM = 0.9
 
 
-class Family(Protocol):
-    """What the module of a net offers.
-
-    Some offer RECIPE, too: settings that they do not take; and COLUMNS: the only ones that they
-    read, of the fold's features.
-    """
-
-    def new(self, frame: Frame, settings: TrainingSettings) -> Net: ...
-    def export(self, net: Net) -> dict[str, bytes]: ...
-
-
-def family(name: str) -> Family:
-    """The module that makes and exports the nets of a family."""
-    if name not in NETS:
-        raise ScoringError(
-            f"{name!r} is no net that is trained here; there are {', '.join(NETS)}: set"
-            " training.family to one of them"
-        )
-    return cast("Family", import_module(NETS[name]))
-
-
-def resolved(settings: TrainingSettings) -> TrainingSettings:
-    """The settings that a family trains with: its own recipe over what is set, where it has one."""
-    recipe = getattr(family(settings.family), "RECIPE", {})
-    return settings.model_copy(update=recipe)
-
-
 @dataclass(slots=True)
 class Run:
     """One training under way."""
@@ -73,6 +43,7 @@ class Run:
     data: Data
     settings: TrainingSettings
     columns: Columns
+    steps: int  # of the optimizer, an epoch
     epochs: int  # over which the rate goes up and down
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -101,7 +72,7 @@ class Run:
         said = None if teacher is None else teacher.rows(some & known)
         data = Data.of(fitted, said, columns)
         order = np.unique(data.sequence)
-        steps = cls._steps(order, settings)
+        steps = -(-len(order) // settings.users_per_batch)
         epochs = epochs or settings.epochs or int(np.clip(-(-STEPS // steps), *EPOCHS))
         optimizer = _optimizer(net, settings)
         return cls(
@@ -110,6 +81,7 @@ class Run:
             data=data,
             settings=settings,
             columns=columns,
+            steps=steps,
             epochs=epochs,
             optimizer=optimizer,
             schedule=torch.optim.lr_scheduler.OneCycleLR(
@@ -119,11 +91,6 @@ class Run:
             order=order,
             generator=np.random.default_rng(settings.seed),
         )
-
-    @staticmethod
-    def _steps(order: npt.NDArray[np.int64], settings: TrainingSettings) -> int:
-        """Of the optimizer, an epoch."""
-        return -(-len(order) // settings.users_per_batch)
 
     def data_of(self, examples: Examples, some: Bools, teacher: Teacher | None) -> Data:
         """Other rows as tensors, to be held against."""
@@ -135,7 +102,7 @@ class Run:
         self.net.train()
         self.generator.shuffle(self.order)
         total, count = 0.0, 0
-        for part in np.array_split(self.order, self._steps(self.order, self.settings)):
+        for part in np.array_split(self.order, self.steps):
             found, rows = self.loss.of_rows(self.data, np.sort(part), self.augment)
             self.optimizer.zero_grad()
             (found + self.loss.weights()).backward()  # type: ignore[no-untyped-call]

@@ -45,7 +45,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A model, and the same without the users of splits.held_out, who can judge that one."""
+    """A model, and the same fitted without the users of splits.held_out, who can judge that one.
+
+    They judge its ranking: calibration and teachers, where there are any, know everybody.
+    """
 
     whole: Generation  # of everybody: what serves
     apart: Callable[[], Generation]  # fitted when it is asked for, where it is not there anyway

@@ -110,7 +110,7 @@ def made_net(family: str, columns: Columns = FOLD) -> Callable[[], Generation]:
     def made() -> Generation:
         torch = pytest.importorskip("torch", reason="training needs the extra `train`")
         from scoring.generation import build
-        from scoring.training import run
+        from scoring.training import families
         from scoring.training.losses import form
         from scoring.zoo.nets import Frame, Scaling
 
@@ -120,10 +120,10 @@ def made_net(family: str, columns: Columns = FOLD) -> Callable[[], Generation]:
         scale[3] = 0  # constant in training
         features = Scaling(np.zeros(len(names), np.float32), scale)
         tokens = Scaling(np.zeros(len(TOKENS), np.float32), np.ones(len(TOKENS), np.float32))
-        how = run.resolved(TrainingSettings(family=family, width=8, window=3))
+        how = families.resolved(TrainingSettings(family=family, width=8, window=3))
         offset = NAMES.index("log_mean_order_value")
         frame = Frame(tokens, features, 3, offset, static=STATIC, form=form(how.loss))
-        module = run.family(family)
+        module = families.family(family)
         net = module.new(frame, how)
         read = net.feature_scale.numpy() > 0
         manifest = Manifest(

@@ -24,7 +24,7 @@ from scoring.generation import build as build_generation  # noqa: E402
 from scoring.interface import Floats  # noqa: E402
 from scoring.judging import metrics  # noqa: E402
 from scoring.settings import Loss, Optimizer, TrainingSettings  # noqa: E402
-from scoring.training import loop, run  # noqa: E402
+from scoring.training import families, loop  # noqa: E402
 from scoring.training.examples import Examples, build  # noqa: E402
 from scoring.training.splits import newest  # noqa: E402
 from scoring.zoo import NETS, gru_net, mlp  # noqa: E402
@@ -51,7 +51,7 @@ def made_net(family: str, form: Form = "lognormal", seed: int = 0) -> Net:
         static=STATIC,
         form=form,
     )
-    net = run.family(family).new(frame, TrainingSettings(width=8, window=4))
+    net = families.family(family).new(frame, TrainingSettings(width=8, window=4))
     with torch.no_grad():
         net.out.weight.mul_(3)
         net.unit.copy_(torch.tensor([0.5, 2.0, 4.0]))
@@ -67,7 +67,7 @@ def made_net(family: str, form: Form = "lognormal", seed: int = 0) -> Net:
 
 def served(family: str, net: Net) -> Generation:
     manifest = Manifest(family=family, horizons_s=HORIZONS_S)
-    return build_generation(manifest, run.family(family).export(net))
+    return build_generation(manifest, families.family(family).export(net))
 
 
 def steps(lengths: list[int]) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
