@@ -23,8 +23,8 @@ from featurestore.backends.replies import failure
 from featurestore.errors import FeatureStoreError
 from featurestore.partitioner import NAMES, partition
 from featurestore.store import Meta
+from featurestore.wording import counted
 from livevalue import __version__, running
-from livevalue.output import counted
 from streams import broker, crashpoints, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings, Settings

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from livevalue.output import Output, counted, measured
+from featurestore.wording import counted
+from livevalue.output import Output, measured
 
 if TYPE_CHECKING:
     from livevalue.jobs.evaluating import Progress

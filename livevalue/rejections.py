@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from livevalue.output import Refused, counted
+from featurestore.wording import counted
+from livevalue.output import Refused
 from streams.log import FileLog
 
 MIXED = 0.01  # share of a log in currencies without a rate, beyond which nothing is learned of it

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, counted, measured
+from featurestore.wording import counted
+from livevalue.output import Json, Output, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from featurestore.wording import counted
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output, costs, counted, measured
+from livevalue.output import Json, Output, costs, measured
 from livevalue.srcs import Columns, OrderLines, Type
 
 if TYPE_CHECKING:

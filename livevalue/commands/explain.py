@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output, counted
+from featurestore.wording import counted
+from livevalue.output import Json, Output
 
 ORDER = 35
 

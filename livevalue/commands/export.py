@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from featurestore.wording import counted
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output, counted
+from livevalue.output import Json, Output
 
 if TYPE_CHECKING:
     from livevalue.jobs.exporting import Format

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, costs, counted, measured
+from featurestore.wording import counted
+from livevalue.output import Json, Output, costs, measured
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 50

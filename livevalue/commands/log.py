@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output, Refused, counted
+from featurestore.wording import counted
+from livevalue.output import Json, Output, Refused
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 ORDER = 40

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from livevalue.output import Json, Output, counted
+from featurestore.wording import counted
+from livevalue.output import Json, Output
 
 if TYPE_CHECKING:
     from livevalue.mapping.report import Report

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from featurestore.wording import counted
 from livevalue.moments import moment
-from livevalue.output import Json, Output, Refused, counted
+from livevalue.output import Json, Output, Refused
 
 ORDER = 30
 _PANEL = "Use"

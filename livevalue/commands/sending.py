@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from livevalue.output import Json, Output, Refused, counted
+from featurestore.wording import counted
+from livevalue.output import Json, Output, Refused
 
 ORDER = 29
 _PANEL = "Use"

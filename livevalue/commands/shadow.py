@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from livevalue.output import Json, Output, counted
+from featurestore.wording import counted
+from livevalue.output import Json, Output
 from livevalue.srcs import Columns, OrderLines, Type, options
 
 ORDER = 53

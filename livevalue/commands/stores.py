@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from livevalue.moments import moment
-from livevalue.output import Json, Output, counted
+from livevalue.output import Json, Output
 from livevalue.srcs import Anonymous, Columns, OrderLines, Type, options
 
 ORDER = 45

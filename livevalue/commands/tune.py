@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurestore.wording import counted
 from livevalue.moments import moment_ms
-from livevalue.output import Json, Output, counted
+from livevalue.output import Json, Output
 from livevalue.srcs import Anonymous, Columns, OrderLines, Src, Type, options
 
 if TYPE_CHECKING:

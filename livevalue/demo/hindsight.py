@@ -13,8 +13,8 @@ from decimal import Decimal
 
 from rich.table import Table
 
+from featurestore.wording import counted
 from livevalue.demo.orders import DAY_MS, Orders
-from livevalue.output import counted
 
 TOP = 20
 

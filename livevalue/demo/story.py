@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from featurestore.wording import counted
 from livevalue.client import ValueClient
 from livevalue.demo.bundled import bundled
 from livevalue.demo.hindsight import TOP, Hindsight, Lists, look_back, past_spenders
@@ -28,7 +29,7 @@ from livevalue.demo.screen import Screen, move_of
 from livevalue.demo.worker import Command
 from livevalue.embedded import Stack
 from livevalue.jobs.storing import backfill
-from livevalue.output import Refused, counted
+from livevalue.output import Refused
 from livevalue.running import announce, prefix, withdraw
 from livevalue.sources import FileOptions
 from scoring.generation import Generation

@@ -20,9 +20,10 @@ from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.state import States, history
 from featurestore.store import FeatureStore
+from featurestore.wording import counted
 from livevalue.jobs import shadowing, snapshots
 from livevalue.jobs.exporting import live_now, live_stores
-from livevalue.output import Refused, counted
+from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring.retraining import audit as judging
 from scoring.retraining import drift as drifting

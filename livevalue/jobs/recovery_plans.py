@@ -12,7 +12,8 @@ from typing import Any
 
 from featurestore.columns import NO_TIME
 from featurestore.store import Identity, Watermark
-from livevalue.output import Refused, counted
+from featurestore.wording import counted
+from livevalue.output import Refused
 from streams import sweep
 from streams.emit import Published
 from streams.fingerprint import Fingerprint

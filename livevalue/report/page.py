@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from livevalue.output import Refused, costs, counted, measured
+from featurestore.wording import counted
+from livevalue.output import Refused, costs, measured
 from livevalue.report import panels
 from livevalue.report.charts import mark
 from livevalue.report.gathered import Horizon, Row

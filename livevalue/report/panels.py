@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from livevalue.output import counted
+from featurestore.wording import counted
 from livevalue.report.charts import Chart, Series, forest
 from livevalue.report.gathered import Horizon
 from livevalue.report.scales import Linear, LogOne
