@@ -19,7 +19,7 @@ from livevalue.embedded import Stack
 from livevalue.jobs.recovery_plans import Found, adopt, serve, wipe
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
-from streams import topics
+from streams import sweep, topics
 from streams.emit import Published
 from streams.gap import Bounds
 from streams.settings import KafkaSettings, Settings
@@ -216,6 +216,28 @@ def test_whatever_is_recovered_goes_on_above_what_was_committed_and_what_was_pub
     found = Found(mark, False, Published(said, (100,), "a"), (bounds,), bounds, "a", (True,))
     plans = adopt(settings, 0, found), wipe(settings, 0, found, "g"), serve(settings, 0, found, "g")
     assert [plan.watermark.identity.seq for plan in plans if plan.watermark] == [9, 9, 9]
+
+
+def test_what_is_kept_is_published_anew_and_silence_ends_where_this_log_was_published() -> None:
+    settings = Settings(kafka=KafkaSettings(mixed="events", partitions=1))
+    said, bounds = Identity(9, "w"), Bounds(0, 300)
+    mark = Watermark((120,), (START_MS,), Identity(7, "w"), "a", ("90:cut",), "f", "g")
+
+    def found(positions: int, log_id: str) -> Found:
+        published = Published(said, (positions,), log_id)
+        return Found(mark, False, published, (bounds,), bounds, "a", (True,))
+
+    for plan in (adopt(settings, 0, found(100, "a")), serve(settings, 0, found(100, "a"), "g")):
+        assert plan.watermark is not None
+        assert plan.watermark.progress == sweep.PENDING
+    for positions, log_id, published in [
+        (200, "a", None),  # ahead in this log: in silence up to there
+        (200, "b", said),  # of another log, where its positions say nothing
+        (400, "a", said),  # beyond this log's end: never reached
+        (100, "a", None),
+    ]:
+        assert wipe(settings, 0, found(positions, log_id), "g").published == published
+    assert serve(settings, 0, found(100, "a"), "g").published == said  # not ahead of what was built
 
 
 def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import redis
+from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 from cryptography.hazmat.primitives import serialization
 from kafka.admin import (  # type: ignore[import-untyped]
     KafkaAdminClient,
@@ -28,8 +30,9 @@ from pydantic import SecretStr
 from featurestore.errors import FeatureStoreError, StoreUnavailable
 from featurestore.store import StoreInfo
 from streams import topics
+from streams.connection import aiokafka_options, stop
 from streams.errors import StreamsError
-from streams.settings import Settings
+from streams.settings import KafkaSettings, Settings
 from streams.stores import Stores
 from tests.e2e.deployment import ROOT, Deployment, WorkerProcess, environment, send_all, some_events
 from tests.secure.broker import PASSWORDS
@@ -79,6 +82,76 @@ def test_a_client_certificate_opens_kafka(place: Place) -> None:
     with pytest.raises(StreamsError, match="this client may not DESCRIBE"):
         # Let in, by the name in the certificate; what it may do is another matter.
         topics.require(place.settings(place.log("SSL", **files)))
+
+
+_REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("SASL_SSL", {"ca_file": ""}),
+    ("WRONG", {}),
+    ("EXPIRED", {}),
+    ("SSL", {}),
+    ("SASL_SSL", {"password": SecretStr("wrong-secret")}),
+    ("SASL_SSL", {"security": "PLAINTEXT"}),
+    ("SASL_PLAINTEXT", {"security": "SASL_SSL"}),
+]
+
+
+def _own_connection(kafka: KafkaSettings) -> set[str]:
+    """The topics that a client of the worker's own kind is shown, without the look before it."""
+
+    async def ask() -> set[str]:
+        client = AIOKafkaConsumer(**aiokafka_options(kafka))
+        try:
+            await client.start()
+            return set(await client.topics())
+        finally:
+            await stop(client)
+
+    return asyncio.run(asyncio.wait_for(ask(), WITHIN_S))
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("listener", ["SASL_SSL", "SASL_PLAINTEXT"])
+def test_the_workers_own_connection_speaks_every_login(
+    place: Place, listener: str, mechanism: str
+) -> None:
+    topics.apply(place.everything())
+    kafka = place.log(listener, sasl_mechanism=mechanism)
+    assert set(kafka.sources) <= _own_connection(kafka)
+
+
+@pytest.mark.parametrize("known", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_a_login_is_made_by_the_mechanism_of_the_settings(place: Place, known: str) -> None:
+    """Of somebody whose password the broker has under one mechanism only."""
+    login: dict[str, Any] = {"username": known.lower(), "password": SecretStr("first-secret")}
+    root = KafkaAdminClient(bootstrap_servers=place.kafka.bootstrap)
+    change = UserScramCredentialUpsertion(known.lower(), known, "first-secret")
+    assert root.alter_user_scram_credentials([change]) == {known.lower(): None}
+    root.close()
+    other = {"SCRAM-SHA-256", "SCRAM-SHA-512"} - {known}
+    kafka, wrong = (place.log(sasl_mechanism=m, **login) for m in (known, *other))
+    until = time.monotonic() + WITHIN_S
+    while "refuses the login" in (said := _refusal(place.settings(kafka))):
+        assert time.monotonic() < until, said  # until the broker has applied it
+    assert "may not DESCRIBE" in said
+    _own_connection(kafka)
+    assert "refuses the login" in _refusal(place.settings(wrong))
+    with pytest.raises(KafkaError):
+        _own_connection(wrong)
+
+
+def test_the_workers_own_connection_shows_its_certificate(place: Place) -> None:
+    client = place.certificates.client
+    files = {"cert_file": str(client.certificate), "key_file": str(client.key)}
+    _own_connection(place.log("SSL", **files))
+
+
+@pytest.mark.parametrize(("listener", "more"), _REFUSED)
+def test_the_workers_own_connection_is_refused_without_the_look_before_it(
+    place: Place, listener: str, more: dict[str, Any]
+) -> None:
+    with pytest.raises(KafkaError) as caught:
+        _own_connection(place.log(listener, **more))
+    _holds_no_secret(str(caught.value))
 
 
 def test_a_client_certificate_opens_redis(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
+from streams.emit import Published
 from streams.errors import LogReset, LogTruncated, LogUnavailable
 from streams.gap import Bounds, LogReader
 from streams.logid import check_log, record_mark, rewritten
@@ -125,6 +127,16 @@ async def test_a_log_that_holds_another_record_or_none_where_one_was_folded_is_a
                 await check_log(reader, [topic], folded, None, "a", [held])
         else:
             await check_log(reader, [topic], folded, None, "a", [held])
+    # Redis was rolled back, to before what was published: the log must reach that, too, unless
+    # the store knows of the publication (a recovery may have set its positions back).
+    folded = Watermark((3,), (0,), Identity(1, "w"), "a", (known,), "f", "g")
+    beyond = Published(Identity(5, "w"), (held.end + 1,), "a")
+    with pytest.raises(LogReset, match=str(held.end + 1)):
+        await check_log(reader, [topic], folded, beyond, "a", [held])
+    knowing = replace(folded, published=beyond.identity)
+    await check_log(reader, [topic], knowing, beyond, "a", [held])
+    with pytest.raises(LogReset):  # published from another log, into a store that holds nothing
+        await check_log(reader, [topic], None, replace(beyond, log_id="b"), "a", [held])
     assert not await rewritten(reader, topic, "", held)
     # What retention has deleted tells nothing, though it does so after we have asked for the start.
     admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
