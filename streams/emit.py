@@ -110,6 +110,8 @@ class Parked:
         }
         headers += [(_CONNECT + name, text.encode()[:512]) for name, text in said.items()]
         headers.append(("livevalue.raw", raw.encode()))
+        if self.record is not None:
+            headers.append(("livevalue.timestamp", str(self.record.timestamp).encode()))
         return key, value, headers
 
 

@@ -21,6 +21,7 @@ from streams.settings import KafkaSettings, Settings
 
 _PREFIX = "__connect.errors."
 _RAW = "livevalue.raw"  # whole, truncated or gone; see streams.emit
+_TIMESTAMP = "livevalue.timestamp"  # of the record, in ms; not in letters of before it was written
 _IDLE_MS = 500  # a poll; the end offsets say when the topic is read
 _SEND_S = 30.0
 _UNDER_WAY = 500  # records sent and not yet acknowledged
@@ -38,7 +39,8 @@ class Dead:
     stage: str
     reason: str
     message: str
-    timestamp: int
+    timestamp: int  # of the letter
+    written: int  # timestamp of the original record, the letter's where that does not say
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # of the original record
@@ -160,7 +162,7 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
                     headers=[*((n, v or b"") for n, v in dead.headers), again],
                     partition=_target(kafka, dead),
                     # An erasure forgets what came before it, not what came since.
-                    timestamp_ms=dead.timestamp if dead.value is None else None,
+                    timestamp_ms=dead.written if dead.value is None else None,
                 )
                 # Of a letter that waits for its answer no more than its name.
                 waiting.append((replace(dead, value=None, headers=()), future))
@@ -212,31 +214,34 @@ def _target(kafka: KafkaSettings, dead: Dead) -> int:
 
 
 def _dead(record: ConsumerRecord) -> Dead:
-    said = {name: value for name, value in record.headers if name.startswith(_PREFIX)}
+    own = _own(record.headers)
+    said = dict(record.headers[own:])
 
     def text(name: str) -> str:
-        return (said.get(_PREFIX + name) or b"").decode("utf-8", "replace")
+        return (said.get(name) or b"").decode("utf-8", "replace")
 
     def number(name: str) -> int:
         # Letters of others may lie in the topic, too, and say anything.
         digits = text(name)
         return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
 
-    place, offset = number("partition"), number("offset")
+    place, offset = number(_PREFIX + "partition"), number(_PREFIX + "offset")
+    written = number(_TIMESTAMP)
     again = origin(record.headers)
     return Dead(
         f"{record.partition}:{record.offset}",
-        text("topic"),
+        text(_PREFIX + "topic"),
         place,
         offset,
-        text("stage"),
-        text("exception.class.name").removeprefix("livevalue."),
-        text("exception.message"),
+        text(_PREFIX + "stage"),
+        text(_PREFIX + "exception.class.name").removeprefix("livevalue."),
+        text(_PREFIX + "exception.message"),
         record.timestamp,
+        written if written >= 0 else record.timestamp,
         record.key,
         record.value,
-        tuple((n, v) for n, v in record.headers[: _own(record.headers)] if n != ORIGIN),
-        dict(record.headers).get(_RAW, b"whole") == b"whole",
+        tuple((n, v) for n, v in record.headers[:own] if n != ORIGIN),
+        said.get(_RAW, b"whole") == b"whole",
         again.decode() or f"{place}:{offset}",
     )
 

@@ -71,6 +71,27 @@ def test_letters_are_listed_shown_and_sent_again_once(settled: Deployment) -> No
     assert verified(settled.settings)["different"] == 0
 
 
+def test_a_record_is_sent_again_with_its_own_headers_and_an_erasure_with_its_own_time(
+    settled: Deployment,
+) -> None:
+    """Headers that look like ours are the record's own where they stand before ours."""
+    topic = settled.sources[1]
+    wrong = 1 - partition("ada", 2, settled.settings.kafka.partitioner)
+    own = [("mine", b"1"), ("__connect.errors.topic", b"elsewhere"), ("mine", b"2")]
+    settled.producer.send(
+        topic, key=b"ada", value=purchase("lied", "ada"), partition=wrong, headers=own
+    )
+    settled.producer.send(topic, key=b"ada", value=None, partition=wrong, timestamp_ms=START_MS)
+    settled.flush()
+    settled.settle()
+    assert command(settled, "dlq", "replay", "--reason", "misrouted")["sent"] == 3
+    again = [r for r in settled.read(topic) if "livevalue.replay.of" in dict(r.headers)]
+    (lied,) = [r for r in again if r.value and b"lied" in r.value]
+    assert list(lied.headers[:-1]) == own
+    (erased,) = [r for r in again if r.value is None]
+    assert (erased.key, erased.timestamp) == (b"ada", START_MS)
+
+
 def test_an_erased_user_is_forgotten_everywhere_and_counts_anew(settled: Deployment) -> None:
     before = live(settled.settings)
     done = command(settled, "erase", "ada")

@@ -23,6 +23,7 @@ def test_a_dead_letter_carries_the_record_as_it_came_and_says_where_from() -> No
         "__connect.errors.exception.class.name": b"livevalue.not_json",
         "__connect.errors.exception.message": b"no object",
         "livevalue.raw": b"whole",
+        "livevalue.timestamp": b"5",
     }
 
 
@@ -42,6 +43,7 @@ def test_a_record_that_is_gone_leaves_its_place() -> None:
     assert (key, value) == (None, None)
     assert dict(headers)["livevalue.raw"] == b"gone"
     assert dict(headers)["__connect.errors.offset"] == b"41"
+    assert "livevalue.timestamp" not in dict(headers)
 
 
 def test_of_several_commits_each_users_last_document_goes_out_once() -> None:
