@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,8 @@ _READ_S = 60.0
 _PAGE = 500
 _SHOWN = 12
 _CONNECT = "__connect.errors."
+_DAY_MS = 86_400_000
+_DIGITS = 1e-3  # of a share between two numbers of five digits
 _PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "future"}
 _MICRO = 1_000_000
 _FOREVER = (1 << 63) - 1
@@ -131,6 +134,7 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
             _compare_state(user, want, held[user], found)
             if want.side.events:
                 _compare_output(user, want.side, held[user].document, sent.last.get(user), found)
+                _compare_listing(user, held[user], settings.model.republish_share, found)
             else:
                 _compare_forgotten(user, held[user], sent, found)
         for user in wanted:
@@ -272,7 +276,12 @@ class _Held:
     head: Any
     erased_ms: int
     document: bytes | None
-    listed: bool  # with a rank, or with a date to be scored again
+    rank: float | None
+    due_ms: float | None  # when silence is to move the value
+
+    @property
+    def listed(self) -> bool:
+        return self.rank is not None or self.due_ms is not None
 
 
 def _held(client: redis.Redis, store: str, p: int, users: list[str]) -> dict[str, _Held]:
@@ -286,9 +295,8 @@ def _held(client: redis.Redis, store: str, p: int, users: list[str]) -> dict[str
         dates = cast(list[Any], client.zmscore(f"lv:{store}:{{{p}}}:due", page))
         states = States.decode(page, [split(row)[0] if row else None for row in rows])
         for i, user in enumerate(page):
-            listed = ranks[i] is not None or dates[i] is not None
             erased_ms = int(states.erased_ms[i])
-            found[user] = _Held(states.head[i], erased_ms, documents[i], listed)
+            found[user] = _Held(states.head[i], erased_ms, documents[i], ranks[i], dates[i])
     return found
 
 
@@ -431,6 +439,34 @@ def _compare_output(
     if differs:
         found.outputs_missing += 1
         found.show("history", user, differs)
+
+
+def _compare_listing(user: str, held: _Held, share: float, found: Audit) -> None:
+    """The rank is the document's headline; the date is when its own curve has moved by `share`.
+
+    A document says five digits, so a curve that just reaches `share` may or may not have a date.
+    """
+    if held.document is None:
+        return  # counted as an output
+    document = json.loads(held.document)
+    horizon, silence = document["headline"], document["silence"]
+    expected = document["values"][horizon]["expected"]
+    if held.rank is None or not math.isclose(held.rank, expected, rel_tol=1e-4, abs_tol=1e-6):
+        found.users_wrong += 1
+        found.show("rank", user, expected, held.rank)
+    curve = silence["expected"][horizon]
+    moved = [abs(value - curve[0]) / max(curve[0], 1e-9) for value in curve]
+    if held.due_ms is None:
+        wrong = max(moved) > share + _DIGITS
+    else:
+        days = (held.due_ms - times.parse(document["as_of"])) / _DAY_MS
+        at = bisect.bisect_left(silence["days"], days)
+        inside = 0 < at < len(moved)
+        # Where the date says, and no knot sooner, the curve has moved that far.
+        wrong = not inside or max(moved[:at]) > share + _DIGITS or moved[at] < share - _DIGITS
+    if wrong:
+        found.users_wrong += 1
+        found.show("due date", user, document["as_of"], held.due_ms, moved)
 
 
 def _compare_forgotten(user: str, held: _Held, sent: _Sent, found: Audit) -> None:

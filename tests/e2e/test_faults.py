@@ -228,6 +228,32 @@ def test_the_auditor_counts_whom_redis_holds_or_scores_names_and_the_log_does_no
     assert _wrong(found) == {"strangers": 7}
 
 
+def test_the_auditor_counts_ranks_and_dates_that_are_not_the_documents(
+    settled: Deployment,
+) -> None:
+    """Of users who live: gone, or off by a little; each is put back."""
+    day_ms, seen = 86_400_000, set[str]()
+    for name in (b"lv:{%b}:top", b"lv:main:{%b}:due"):
+        key = name % b"0"
+        held: list[tuple[bytes, float]] = settled.redis.zrange(key, 0, -1, withscores=True)  # type: ignore[assignment]
+        assert len(held) > 10
+        user, was = held[0]
+        settled.redis.zrem(key, user)
+        one = settled.audit()
+        assert _wrong(one) == {"users_wrong": 1} and one.examples[0][1] == user.decode()
+        off = was * 1.001 if was < 1e9 else was + 400 * day_ms
+        for wrong in (off, 0.0):
+            settled.redis.zadd(key, {user: wrong})
+            one = settled.audit()
+            assert _wrong(one) == {"users_wrong": 1}, wrong
+            seen.add(one.examples[0][0])
+        settled.redis.delete(key)
+        assert settled.audit().users_wrong == len(held)
+        settled.redis.zadd(key, dict(held))
+    assert seen == {"rank", "due date"}
+    assert settled.audit().clean
+
+
 def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     settled: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
