@@ -297,8 +297,8 @@ def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     assert _wrong(one) == {"outputs_missing": 1} and one.examples[0][0] == "hole"
     # A transaction explains what it left out; where none is known, nothing does.
     told = {kafka.scores: [r for r in scores if r is not last], kafka.published: []}
-    one = _audit_of(settled, monkeypatch, told)
-    assert _wrong(one) == {"outputs_missing": 1} and one.examples[0][0] == "hole"
+    one = _audit_of(settled, monkeypatch, told)  # and what transactions had left out, if any
+    assert set(_wrong(one)) == {"outputs_missing"} and {e[0] for e in one.examples} == {"hole"}
 
 
 def test_the_auditor_counts_a_revision_that_goes_back_and_a_document_of_another_history(
