@@ -14,6 +14,9 @@ from enum import StrEnum
 # Header of a record that `dlq replay` sent again: partition and offset where it lay first. An event
 # without an id has no other identity, and could otherwise count once for each time it is sent.
 ORIGIN = "livevalue.replay.of"
+# Headers that streams.emit writes behind Kafka Connect's.
+RAW = "livevalue.raw"  # whole, truncated or gone
+TIMESTAMP = "livevalue.timestamp"  # of the record, in ms; not where it is gone
 _ORIGIN = re.compile(rb"[0-9]{1,9}:[0-9]{1,19}\Z")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurestore.store import Identity, Letter
+from streams.deadletter import RAW, TIMESTAMP
 from streams.delivery import RawRecord
 
 Headers = list[tuple[str, bytes]]
@@ -109,9 +110,9 @@ class Parked:
             "exception.message": self.detail or letter.reason,
         }
         headers += [(_CONNECT + name, text.encode()[:512]) for name, text in said.items()]
-        headers.append(("livevalue.raw", raw.encode()))
+        headers.append((RAW, raw.encode()))
         if self.record is not None:
-            headers.append(("livevalue.timestamp", str(self.record.timestamp).encode()))
+            headers.append((TIMESTAMP, str(self.record.timestamp).encode()))
         return key, value, headers
 
 

@@ -7,7 +7,7 @@ featurestore.twin.Twin), one partition at a time in one piece, and compares with
 - lost, applied twice: events of each user and type, by count; where counts agree and the sums of
   identities do not, one was lost and another applied twice;
 - wrong: users of whom anything else exact differs, such as money, gaps and sessions, which depend
-  on the order of the log;
+  on the order of the log; and ranks and due dates that their documents do not explain (listed.py);
 - outputs missing: users whose last document on `scores` is not Redis's byte by byte, or whose
   document tells another history than the twin, and holes in the revisions: a document names the
   revision before it, and that one must have been sent unless a later document of the same
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from benchmarks.chaos import strangers
+from benchmarks.chaos.listed import Listed
 from featurestore import times
 from featurestore.columns import NO_TIME, Erase, EventBatch, Outcome
 from featurestore.fold_settings import FoldSettings
@@ -56,8 +56,6 @@ _READ_S = 60.0
 _PAGE = 500
 _SHOWN = 12
 _CONNECT = "__connect.errors."
-_DAY_MS = 86_400_000
-_DIGITS = 1e-3  # of a share between two numbers of five digits
 _PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "future"}
 _MICRO = 1_000_000
 _FOREVER = (1 << 63) - 1
@@ -134,7 +132,10 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
             _compare_state(user, want, held[user], found)
             if want.side.events:
                 _compare_output(user, want.side, held[user].document, sent.last.get(user), found)
-                _compare_listing(user, held[user], settings.model.republish_share, found)
+                listed, share = held[user].listed, settings.model.republish_share
+                for what in listed.amiss(held[user].document, share):
+                    found.users_wrong += 1
+                    found.show(what, user, listed)
             else:
                 _compare_forgotten(user, held[user], sent, found)
         for user in wanted:
@@ -276,12 +277,7 @@ class _Held:
     head: Any
     erased_ms: int
     document: bytes | None
-    rank: float | None
-    due_ms: float | None  # when silence is to move the value
-
-    @property
-    def listed(self) -> bool:
-        return self.rank is not None or self.due_ms is not None
+    listed: Listed
 
 
 def _held(client: redis.Redis, store: str, p: int, users: list[str]) -> dict[str, _Held]:
@@ -296,7 +292,7 @@ def _held(client: redis.Redis, store: str, p: int, users: list[str]) -> dict[str
         states = States.decode(page, [split(row)[0] if row else None for row in rows])
         for i, user in enumerate(page):
             erased_ms = int(states.erased_ms[i])
-            found[user] = _Held(states.head[i], erased_ms, documents[i], ranks[i], dates[i])
+            found[user] = _Held(states.head[i], erased_ms, documents[i], Listed(ranks[i], dates[i]))
     return found
 
 
@@ -441,37 +437,9 @@ def _compare_output(
         found.show("history", user, differs)
 
 
-def _compare_listing(user: str, held: _Held, share: float, found: Audit) -> None:
-    """The rank is the document's headline; the date is when its own curve has moved by `share`.
-
-    A document says five digits, so a curve that just reaches `share` may or may not have a date.
-    """
-    if held.document is None:
-        return  # counted as an output
-    document = json.loads(held.document)
-    horizon, silence = document["headline"], document["silence"]
-    expected = document["values"][horizon]["expected"]
-    if held.rank is None or not math.isclose(held.rank, expected, rel_tol=1e-4, abs_tol=1e-6):
-        found.users_wrong += 1
-        found.show("rank", user, expected, held.rank)
-    curve = silence["expected"][horizon]
-    moved = [abs(value - curve[0]) / max(curve[0], 1e-9) for value in curve]
-    if held.due_ms is None:
-        wrong = max(moved) > share + _DIGITS
-    else:
-        days = (held.due_ms - times.parse(document["as_of"])) / _DAY_MS
-        at = bisect.bisect_left(silence["days"], days)
-        inside = 0 < at < len(moved)
-        # Where the date says, and no knot sooner, the curve has moved that far.
-        wrong = not inside or max(moved[:at]) > share + _DIGITS or moved[at] < share - _DIGITS
-    if wrong:
-        found.users_wrong += 1
-        found.show("due date", user, document["as_of"], held.due_ms, moved)
-
-
 def _compare_forgotten(user: str, held: _Held, sent: _Sent, found: Audit) -> None:
     """Erased, and nothing since."""
-    if held.document is not None or held.listed:
+    if held.document is not None or held.listed != Listed():
         found.users_wrong += 1
         found.show("not forgotten", user, held.document, held.listed)
     if user not in sent.last or sent.last[user] is not None:

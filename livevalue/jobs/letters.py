@@ -16,12 +16,10 @@ from kafka.errors import MessageSizeTooLargeError  # type: ignore[import-untyped
 from featurestore.partitioner import partition
 from livevalue.output import Refused
 from streams import broker, topics
-from streams.deadletter import ORIGIN, origin
+from streams.deadletter import ORIGIN, RAW, TIMESTAMP, origin
 from streams.settings import KafkaSettings, Settings
 
 _PREFIX = "__connect.errors."
-_RAW = "livevalue.raw"  # whole, truncated or gone; see streams.emit
-_TIMESTAMP = "livevalue.timestamp"  # of the record, in ms; not in letters of before it was written
 _IDLE_MS = 500  # a poll; the end offsets say when the topic is read
 _SEND_S = 30.0
 _UNDER_WAY = 500  # records sent and not yet acknowledged
@@ -226,7 +224,7 @@ def _dead(record: ConsumerRecord) -> Dead:
         return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
 
     place, offset = number(_PREFIX + "partition"), number(_PREFIX + "offset")
-    written = number(_TIMESTAMP)
+    written = number(TIMESTAMP)  # letters of before 2026-11-26 do not say it
     again = origin(record.headers)
     return Dead(
         f"{record.partition}:{record.offset}",
@@ -241,7 +239,7 @@ def _dead(record: ConsumerRecord) -> Dead:
         record.key,
         record.value,
         tuple((n, v) for n, v in record.headers[:own] if n != ORIGIN),
-        said.get(_RAW, b"whole") == b"whole",
+        said.get(RAW, b"whole") == b"whole",
         again.decode() or f"{place}:{offset}",
     )
 

@@ -162,7 +162,7 @@ class Recovery:
         tps = [TopicPartition(t, partition) for t in self.settings.kafka.sources]
         scores = TopicPartition(self.settings.kafka.scores, partition)
         bounds = await self._reader.bounds([*tps, scores])
-        others = [
+        other_records = [
             await self._rewritten(tp, bounds[tp], mark.marks[s] if mark and mark.marks else "")
             for s, tp in enumerate(tps)
         ]
@@ -173,7 +173,7 @@ class Recovery:
             tuple(bounds[tp] for tp in tps),
             bounds[scores],
             self._log_id,
-            tuple(others),
+            tuple(other_records),
         )
 
     async def _rewritten(self, tp: TopicPartition, held: Bounds, mark: str) -> bool:

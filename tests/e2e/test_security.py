@@ -145,6 +145,11 @@ def test_the_workers_own_connection_shows_its_certificate(place: Place) -> None:
     _own_connection(place.log("SSL", **files))
 
 
+def test_the_workers_own_connection_trusts_no_other_authority(place: Place) -> None:
+    with pytest.raises(KafkaError):
+        _own_connection(place.log(ca_file=str(place.certificates.other_authority)))
+
+
 @pytest.mark.parametrize(("listener", "more"), _REFUSED)
 def test_the_workers_own_connection_is_refused_without_the_look_before_it(
     place: Place, listener: str, more: dict[str, Any]
