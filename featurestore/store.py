@@ -52,6 +52,7 @@ class Watermark:
     published: Identity | None = None  # last identity known to be published
     progress: str = ""  # of a sweep, JSON; rolled back with the rest, so redone
     idle: tuple[bool, ...] = ()  # sources left out of the frontier
+    trails: tuple[str, ...] = ()  # what was read lately of each source, and of which leader
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ log = logging.getLogger("streams.app")  # also where this module is run as a scr
 
 _SAID = (StreamsError, FeatureStoreError, ScoringError, OSError)  # their message is one line
 _CHANNEL = 8  # polls waiting for the agent; beyond, fetching waits
-_TOPIC_IDS_S = 1.0  # claims run in parallel: one question serves them all
+_LOGS_S = 1.0  # claims run in parallel: one question serves them all
 _LIVE_S = 30.0
 _LEAVE_S = 10.0
 _STOP_S = 40.0  # of a graceful stop: the batch at hand, what is to be published, the group
@@ -88,20 +88,18 @@ class Worker:
         return ago < _LIVE_S, f"event loop seen {ago:.1f} s ago"
 
 
-class _TopicIds:
-    """Identity of the logs, asked of the broker at most every few seconds."""
+class _Logs:
+    """The sources' logs, asked of the broker at most every few seconds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = asyncio.Lock()
-        self._known, self._at = "", -_TOPIC_IDS_S
+        self._known: topics.Logs | None = None
 
-    async def __call__(self) -> str:
+    async def __call__(self) -> topics.Logs:
         async with self._lock:
-            if time.monotonic() - self._at > _TOPIC_IDS_S:
-                found = await asyncio.to_thread(topics.topic_ids, self._settings)
-                self._known = topics.log_id(self._settings, found)
-                self._at = time.monotonic()
+            if self._known is None or time.monotonic() - self._known.asked_s > _LOGS_S:
+                self._known = await asyncio.to_thread(topics.logs, self._settings)
             return self._known
 
 
@@ -199,7 +197,7 @@ def create_app(settings: Settings) -> WorkerApp:
             pacer=Pacer(settings.worker.transactions_per_s),
             breath=Breath(),
             pipeline_for=stores.pipeline_for,
-            log_id=_TopicIds(settings),
+            logs=_Logs(settings),
             now_ms=lambda: time.time_ns() // 1_000_000,
             succession_for=lambda partition: Succession(
                 partition, settings, codec, stores.store, stores.generation

@@ -9,25 +9,28 @@ not believed but read again; only after a set time is everything swept.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
 from featurestore.store import Claim, Watermark
-from streams import crashpoints, sweep
+from streams import crashpoints, leaders, sweep
 from streams.emit import Parked, Published
 from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
 from streams.held import Held
 from streams.intake import Intake
-from streams.logid import check_log, check_store, check_topics, cut_marks
+from streams.logid import check_log, check_store, check_topics, cut_mark
 from streams.pipeline import Pipeline
 from streams.publish import Publisher, Waiting
 from streams.rollback import Rollback, unpublished
 from streams.surroundings import Surroundings
+from streams.topics import Logs
+from streams.trail import UNKNOWN, cuts
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +62,20 @@ class Claims:
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self._generation = ""  # as the metrics say
         self._missing_since: float | None = None
-        self._ended: dict[int, int] = {}
-
-    def led_anew(self, ended: Mapping[int, int]) -> None:
-        """By source, where the log of an earlier leader ends: the next claim looks beyond it."""
-        for source, end in ended.items():
-            self._ended[source] = min(end, self._ended.get(source, end))
 
     async def claim(self) -> Held:
         """Steps 1, 5 and 6 of the protocol; the intake then begins at the watermark."""
         around, p = self._around, self._partition
         pipeline = await around.pipeline_for(p)
-        log_id = await around.log_id()
+        logs = await around.logs()
         # Before the token: a store of other topics may be another deployment's, at work.
-        await self._check_whose(pipeline, (await pipeline.store.load(p, [])).watermark, log_id)
+        await self._check_whose(pipeline, (await pipeline.store.load(p, [])).watermark, logs.id)
         claim = await pipeline.store.claim(p)
         crashpoints.passing("claim_token")
         self._still_ours()
         around.metrics.claims.inc()
         self._say_generation(pipeline.generation)
-        await self._check_whose(pipeline, claim.watermark, log_id)
+        await self._check_whose(pipeline, claim.watermark, logs.id)
         if claim.watermark is not None:
             # Of a store begun by a recovery, or of which the blob was lost.
             await pipeline.fingerprint.keep(pipeline.store)
@@ -87,7 +84,7 @@ class Claims:
             around.settings,
             pipeline.store,
             claim.token,
-            log_id,
+            logs.id,
             self._reader,
             around.pacer,
             around.metrics,
@@ -98,9 +95,9 @@ class Claims:
         try:
             self._still_ours()
             held = Held(
-                p, pipeline, claim.token, log_id, publisher, around.metrics, claim.watermark
+                p, pipeline, claim.token, logs.id, publisher, around.metrics, claim.watermark
             )
-            await self._take_on(claim, held)
+            await self._take_on(claim, held, logs)
         except BaseException:
             await publisher.stop()
             raise
@@ -125,7 +122,7 @@ class Claims:
         self._generation = generation
         gauge.labels(p, generation).set(1)
 
-    async def _take_on(self, claim: Claim, held: Held) -> None:
+    async def _take_on(self, claim: Claim, held: Held, logs: Logs) -> None:
         """Check that log and store are the ones we know, and go on where the store stands."""
         p, mark = self._partition, claim.watermark
         published = await held.publisher.last_published()
@@ -134,10 +131,12 @@ class Claims:
         found = await self._reader.bounds([*self._tps, scores])
         bounds = [found[tp] for tp in self._tps]
         check_store(p, mark, published, bounds, found[scores])
-        if self._ended and mark is not None:
-            mark = await self._look_for_cuts(held, mark, bounds)
+        if mark is not None:
+            mark = await self._look_for_cuts(held, mark, bounds, logs)
         await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
         self._still_ours()
+        for source, epochs in zip(self._intake.sources, logs.epochs, strict=True):
+            source.trail.led(epochs[p], logs.asked_s)
         self._begin_at(mark, bounds, asked)
         crashpoints.passing("claim_published")
         await self._reconcile(claim, published, held)
@@ -155,17 +154,29 @@ class Claims:
         )
 
     async def _look_for_cuts(
-        self, held: Held, mark: Watermark, bounds: Sequence[Bounds]
+        self, held: Held, mark: Watermark, bounds: Sequence[Bounds], logs: Logs
     ) -> Watermark:
-        """Let the watermark say where the log was cut below what we read: we halt, and may end."""
+        """Let the watermark say where the log was cut below what was read: we halt, and may end."""
         trails = [source.trail for source in self._intake.sources]
-        cuts = await cut_marks(self._reader, self._tps, self._ended, trails, bounds)
+        for trail, text in zip(trails, mark.trails, strict=False):
+            trail.recall(text)
+        other = {
+            s: trail.epoch
+            for s, trail in enumerate(trails)
+            if trail.epoch not in (UNKNOWN, logs.epochs[s][self._partition])
+        }
+        asked = {(self._tps[s].topic, self._partition): epoch for s, epoch in other.items()}
+        ends = await asyncio.to_thread(leaders.epoch_ends, self._around.settings.kafka, asked)
+        ended = {s: ends.get((self._tps[s].topic, self._partition)) for s in other}
+        cut = await cuts(self._reader, self._tps, trails, ended, bounds)
         self._still_ours()
-        if cuts:
-            marks = mark.marks or ("",) * len(self._tps)
-            mark = await held.remark(tuple(cuts.get(s, m) for s, m in enumerate(marks)))
-        self._ended.clear()
-        return mark
+        if not cut:
+            return mark
+        marks = list(mark.marks or ("",) * len(self._tps))
+        texts = list(mark.trails or ("",) * len(self._tps))
+        for s, offset in cut.items():
+            marks[s], texts[s] = cut_mark(offset), ""
+        return await held.remark(tuple(marks), tuple(texts))
 
     def _begin_at(self, mark: Watermark | None, bounds: list[Bounds], asked: Sequence[int]) -> None:
         """Where the store stands; behind a base of files, where the log begins.

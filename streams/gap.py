@@ -105,14 +105,6 @@ class LogReader:
                 raise await self._translate(error, f"{tp.topic}/{tp.partition}") from error
         return records, min(position, high)
 
-    async def at(self, tp: TopicPartition, offset: int) -> RawRecord | None:
-        """The record at `offset`; None where the log holds none there (any more)."""
-        try:
-            records, _ = await self.read(tp, offset, offset + 1, 1)
-        except LogTruncated:
-            return None
-        return next((r for r in records if r.offset == offset), None)
-
     async def these(self, tp: TopicPartition, offsets: Iterable[int]) -> dict[int, RawRecord]:
         """The records at `offsets`, by offset, without those that the log does not hold (any more).
 

@@ -43,13 +43,15 @@ class Held:
     seq_at_least: int = 0
     moved_s: float = 0.0  # when `advance` was last called, by the monotonic clock
 
-    async def process(self, taken: Taken, idle: tuple[bool, ...]) -> Processed:
+    async def process(
+        self, taken: Taken, idle: tuple[bool, ...], trails: tuple[str, ...]
+    ) -> Processed:
         """Fold and commit one batch; the outcome is the caller's to `demand`."""
         return await self.pipeline.process(
             self.partition,
             self.token,
             self.watermark,
-            Positions(taken.positions, taken.marks, self.log_id, idle),
+            Positions(taken.positions, taken.marks, self.log_id, idle, trails),
             taken.batch,
             taken.rejected,
             seq_at_least=self.seq_at_least,
@@ -73,12 +75,12 @@ class Held:
         self.demand(done)
         return done
 
-    async def remark(self, marks: tuple[str, ...]) -> Watermark:
-        """Commit other marks, and nothing else; raises unless OK."""
+    async def remark(self, marks: tuple[str, ...], trails: tuple[str, ...]) -> Watermark:
+        """Commit other marks and trails, and nothing else; raises unless OK."""
         assert self.watermark is not None
         mark = self.watermark
         idle = mark.idle or (False,) * len(marks)
-        after = Positions(mark.positions, marks, mark.log_id, idle)
+        after = Positions(mark.positions, marks, mark.log_id, idle, trails)
         done = await self.pipeline.process(
             self.partition, self.token, mark, after, EventBatch.empty(), []
         )

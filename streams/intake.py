@@ -22,8 +22,9 @@ from featurestore.columns import NO_TIME, Erase, EventBatch
 from streams.codec import Codec, Decoded, merge
 from streams.deadletter import Rejected
 from streams.delivery import RawRecord, Segment, run
-from streams.logid import Trail, record_mark
+from streams.logid import record_mark
 from streams.settings import Settings
+from streams.trail import Trail
 
 _FAR = np.iinfo(np.int64).max
 _NONE = np.empty(0, np.int64)
@@ -128,11 +129,6 @@ class Intake:
             source.clock, source.mark = clocks[s], marks[s]
             source.chunks.clear()
         self.decoded = self.misrouted = 0
-
-    def recall(self, before: Intake) -> None:
-        """Know what was read lately for an owner before us."""
-        for source, was in zip(self.sources, before.sources, strict=True):
-            source.trail = was.trail
 
     @property
     def buffered(self) -> int:
@@ -244,6 +240,10 @@ class Intake:
         return Taken(
             batch, rejected, tuple(positions), tuple(marks), sum(counts), tuple(counts), raw
         )
+
+    def trails(self, positions: Sequence[int]) -> tuple[str, ...]:
+        """What was read lately of each source below `positions`, for the watermark."""
+        return tuple(s.trail.text(at) for s, at in zip(self.sources, positions, strict=True))
 
     def nothing(self) -> Taken:
         """A batch without records that ends where we stand."""

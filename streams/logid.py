@@ -2,9 +2,9 @@
 
 Identity of the logs: the UUID that the broker gives a topic when it is made (a topic that was
 deleted and made again has another one, and no client notices by itself), positions inside
-[log start, log end], and a mark: offset and hash of the last record before the watermark. A log
-that was cut and written on while a worker read it shows in the trail, the marks of what was read
-lately: the watermark's own may be of a record that came after the cut.
+[log start, log end], and a mark: offset and hash of the last record before the watermark. Of a log
+that was cut and written on while a worker read it the mark may be of a record that came after the
+cut: that shows in the trail (streams/trail.py).
 
 A store without a watermark is a first start only if nothing points at an earlier life: nothing
 published, `scores` empty, the log whole from offset 0. Everything else halts the partition with
@@ -14,9 +14,7 @@ an error that says what to run, and never skips silently.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -46,32 +44,21 @@ def record_mark(record: RawRecord) -> str:
     return f"{record.offset}:{seen.hexdigest()}"
 
 
-_CUT = "cut"  # in the place of a record's hash
-_TRAIL = 512
-_TRAIL_S = 0.05  # a mark for so long at least; no other leader takes over that fast
+def offset_of(mark: str) -> int:
+    """Where the record of a mark stands.
 
-
-class Trail:
-    """Marks of the records that were read of a source, the last of each delivery, in their order.
-
-    Reaches some 25 s back at least; the watchdog looks for other leaders more often.
+    >>> offset_of("82:1f0c9e5a7d3b2468")
+    82
     """
+    return int(mark.partition(":")[0])
 
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, int, str]] = deque(maxlen=_TRAIL)
 
-    def saw(self, records: Sequence[RawRecord]) -> None:
-        """Take in one delivery."""
-        if not records:
-            return
-        now, last = time.monotonic(), records[-1]
-        if len(self._marks) > 1 and now - self._marks[-2][0] < _TRAIL_S:
-            self._marks.pop()
-        self._marks.append((now, last.offset, record_mark(last)))
+_CUT = "cut"  # in the place of a record's hash
 
-    def beyond(self, offset: int) -> str:
-        """The first mark at or beyond `offset`; "" where nothing was read there."""
-        return next((mark for _, at, mark in self._marks if at >= offset), "")
+
+def cut_mark(offset: int) -> str:
+    """What the watermark says in the place of a mark where the log was cut and written on."""
+    return f"{offset}:{_CUT}"
 
 
 def cut_at(mark: str) -> int | None:
@@ -84,40 +71,26 @@ def cut_at(mark: str) -> int | None:
     return int(offset) if what == _CUT else None
 
 
-async def rewritten(reader: LogReader, tp: TopicPartition, mark: str, held: Bounds) -> bool:
-    """Whether the log no longer holds the record of a mark: another one, or none.
+async def gone(
+    reader: LogReader, tp: TopicPartition, marks: Sequence[str], held: Bounds
+) -> list[str]:
+    """Those of `marks` of which the log no longer holds the record: another one, or none.
 
     None: a marker, an aborted record or a hole where a committed record was, or the log's end
     before it. Of what retention has deleted nothing is known.
     """
-    offset = int(mark.split(":", 1)[0]) if mark else -1
-    if offset < held.start:
-        return False
-    if offset >= held.end:
-        return True
-    record = await reader.at(tp, offset)
-    if record is not None:
-        return record_mark(record) != mark
-    return offset >= (await reader.bounds([tp]))[tp].start  # or retention was faster than we
+    inside = {m: at for m in marks if held.start <= (at := offset_of(m)) < held.end}
+    there = await reader.these(tp, inside.values()) if inside else {}
+    lost = {m for m, at in inside.items() if at not in there or record_mark(there[at]) != m}
+    if any(inside[m] not in there for m in lost):
+        start = (await reader.bounds([tp]))[tp].start  # or retention was faster than we
+        lost -= {m for m in lost if inside[m] < start}
+    return [m for m in marks if m in lost or offset_of(m) >= held.end]
 
 
-async def cut_marks(
-    reader: LogReader,
-    tps: Sequence[TopicPartition],
-    ended: Mapping[int, int],
-    trails: Sequence[Trail],
-    bounds: Sequence[Bounds],
-) -> dict[int, str]:
-    """By source, what the watermark is to say where the log was cut below what was read of it.
-
-    ended: where another leader says that its predecessor's log ends. What was read first at or
-    beyond that is of the predecessor, if anything is.
-    """
-    found = {}
-    for source, end in ended.items():
-        if await rewritten(reader, tps[source], trails[source].beyond(end), bounds[source]):
-            found[source] = f"{end}:{_CUT}"
-    return found
+async def rewritten(reader: LogReader, tp: TopicPartition, mark: str, held: Bounds) -> bool:
+    """Whether the log no longer holds the record of a watermark's mark; see `gone`."""
+    return bool(mark) and bool(await gone(reader, tp, [mark], held))
 
 
 def check_store(

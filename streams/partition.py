@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
@@ -86,8 +86,6 @@ class Owner:
 
     def start(self, after: Owner | None = None) -> None:
         """Begin to own; `after` is the owner of the same partition before a rebalance."""
-        if after is not None:
-            self._intake.recall(after._intake)
         self._task = asyncio.create_task(self._run(after), name=f"owner-{self.partition}")
 
     def deliver(self, source: int, segment: Segment) -> None:
@@ -127,14 +125,27 @@ class Owner:
                 source.end = end
                 self._wake.set()
 
-    def doubt(self, why: str, ended: Mapping[int, int] | None = None) -> None:
-        """Somebody has seen that the log is not what it was: claim again, which says what it is.
-
-        ended: by source, where the log of the leader before this one ends.
-        """
-        self._claims.led_anew(ended or {})
+    def doubt(self, why: str) -> None:
+        """Somebody has seen that the log is not what it was: claim again, which says what it is."""
         self._doubted = why
         self._wake.set()
+
+    def led(self, epochs: Sequence[int], asked_s: float) -> None:
+        """Take in the epoch of each source's leader, as the broker said when asked at `asked_s`.
+
+        Behind another leader the log may have been cut, and written on.
+        """
+        if self._held is None:
+            return  # the claim asks for itself
+        trails = [source.trail for source in self._intake.sources]
+        still = [t.still(epoch, asked_s) for t, epoch in zip(trails, epochs, strict=True)]
+        others = [
+            topic
+            for topic, same in zip(self._settings.kafka.sources, still, strict=True)
+            if not same
+        ]
+        if others:
+            self.doubt(f"{', '.join(others)} of partition {self.partition} has another leader")
 
     @property
     def log_id(self) -> str:
@@ -321,7 +332,7 @@ class Owner:
             if not taken.records and began - self._committed_s < _MARKERS_S:
                 return False
             idle = self._upkeep.idle.after(taken.counts)
-            done = await held.process(taken, idle)
+            done = await held.process(taken, idle, self._intake.trails(taken.positions))
             if taken.records:
                 self._bytes_each = done.counts["bytes"] / taken.records
             if not done.split:

@@ -57,6 +57,7 @@ class Positions:
     marks: tuple[str, ...]
     log_id: str
     idle: tuple[bool, ...]
+    trails: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,7 @@ class Pipeline:
             published=before.published if before else None,
             progress=before.progress if before else self._progress,
             idle=after.idle,
+            trails=after.trails,
         )
         erased = np.zeros(len(batch.users), bool)
         erased[folded.erased] = True
@@ -248,6 +250,7 @@ class Pipeline:
             published=before.published,
             progress=progress or before.progress,
             idle=before.idle,
+            trails=before.trails,
         )
         if not _same(loaded, token, before):
             return Processed(None, before)

@@ -83,6 +83,7 @@ async def kafka_steps(
     *,
     start: Sequence[int] | None = None,
     log_id: str = "",
+    trails: tuple[str, ...] = (),
     size: int = 2000,
 ) -> AsyncIterator[Step]:
     """Steps of one partition up to `end`, from `start`, the watermark or the log's beginning."""
@@ -109,7 +110,7 @@ async def kafka_steps(
             partition,
             merge([decoded]),
             decoded.rejected,
-            Positions(tuple(position), tuple(marks), log_id, idle),
+            Positions(tuple(position), tuple(marks), log_id, idle, trails),
         )
     if before is not None and before.base and tuple(position) == tuple(start) != before.positions:
         # A base of files over a log that holds nothing any more: it stands at the log's end.
@@ -117,7 +118,7 @@ async def kafka_steps(
             partition,
             EventBatch.empty(),
             [],
-            Positions(tuple(position), tuple(marks), log_id, idle),
+            Positions(tuple(position), tuple(marks), log_id, idle, trails),
         )
 
 

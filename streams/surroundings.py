@@ -14,6 +14,7 @@ from streams.pipeline import Pipeline
 from streams.publish import Breath, Pacer
 from streams.settings import Settings
 from streams.succession import Succession
+from streams.topics import Logs
 
 
 @dataclass(slots=True)
@@ -26,7 +27,7 @@ class Surroundings:
     pacer: Pacer
     breath: Breath
     pipeline_for: Callable[[int], Awaitable[Pipeline]]  # into the partition's active store
-    log_id: Callable[[], Awaitable[str]]  # topic UUIDs, as the broker says now
+    logs: Callable[[], Awaitable[Logs]]  # as the broker has them now
     now_ms: Callable[[], int]
     succession_for: Callable[[int], Succession] | None = None  # takes announced stores over
     pause: Callable[[int, int], None] = lambda partition, source: None

@@ -72,7 +72,13 @@ class Takeover:
                 f"{self.partition}: it is taken over when the worker has passed it"
             )
         steps = kafka_steps(
-            log, codec, self.partition, before, target.positions, log_id=target.log_id
+            log,
+            codec,
+            self.partition,
+            before,
+            target.positions,
+            log_id=target.log_id,
+            trails=target.trails,
         )
         await replay_claimed(steps, self.pipeline, {self.partition: self.token}, self._done)
 

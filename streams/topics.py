@@ -17,6 +17,7 @@ not for an event loop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -221,6 +222,25 @@ def sources_found(settings: Settings) -> dict[str, SourceFound]:
         for name in settings.kafka.sources
         if name in found
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """The logs as the broker has them now."""
+
+    id: str  # UUIDs of the topics
+    epochs: tuple[tuple[int, ...], ...]  # of leadership, by source and partition
+    asked_s: float  # when we asked, by the monotonic clock
+
+
+def logs(settings: Settings) -> Logs:
+    """The sources' logs; TopicError where one is missing."""
+    asked_s, there = time.monotonic(), sources_found(settings)
+    for name in settings.kafka.sources:
+        if name not in there:
+            raise TopicError(_missing(name))
+    found = [there[name] for name in settings.kafka.sources]
+    return Logs(",".join(x.id for x in found), tuple(x.epochs for x in found), asked_s)
 
 
 def partition_counts(kafka: KafkaSettings) -> dict[str, int]:

@@ -134,7 +134,8 @@ class Upkeep:
                 return
             nothing = self._intake.nothing()
             idle = self.idle.after(nothing.counts)
-            done = await held.process(nothing, idle)
+            trails = self._intake.trails(nothing.positions)
+            done = await held.process(nothing, idle, trails)
             held.demand(done)
             held.advance(done)
         assert held.watermark is not None

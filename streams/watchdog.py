@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
-from streams import leaders, topics
+from streams import topics
 from streams.ending import end
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
@@ -59,7 +59,6 @@ class Watchdog:
         self._coordinated_s = time.monotonic()
         self._silent_s = 0.0  # when the broker last left a question of ours unanswered
         self._missing_since: float | None = None
-        self._led: dict[str, SourceFound] = {}
         self._asking: asyncio.Task[None] | None = None
         self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
 
@@ -128,12 +127,16 @@ class Watchdog:
             )
 
     async def _look_for_topics(self, now: float, live: Mapping[int, Owner]) -> None:
+        asked_s = time.monotonic()
         there = await asyncio.to_thread(topics.sources_found, self._settings)
         gone = [t for t in self._settings.kafka.sources if t not in there]
         if not gone:
             self._missing_since = None
             self._compare(there, live)
-            await self._look_for_leaders(there, live)
+            sources = self._settings.kafka.sources
+            for p, owner in live.items():
+                if all(p < there[t].partitions for t in sources):
+                    owner.led([there[t].epochs[p] for t in sources], asked_s)
             return
         self._topics_s = now - _TOPICS_EVERY_S + _MISSING_S
         self._missing_since = self._missing_since or now
@@ -161,40 +164,12 @@ class Watchdog:
             if owner.log_id not in ("", ids):
                 owner.doubt("a topic was made again under a running worker")
 
-    async def _look_for_leaders(
-        self, there: Mapping[str, SourceFound], live: Mapping[int, Owner]
-    ) -> None:
-        """Behind another leader the log may have been cut, and written on."""
-        was, sources = self._led, self._settings.kafka.sources
-        before = {
-            (t, p): was[t].epochs[p]
-            for t in sources
-            for p in live
-            if t in was and was[t].id == there[t].id and was[t].epochs[p] != there[t].epochs[p]
-        }
-        ends = await asyncio.to_thread(leaders.epoch_ends, self._settings.kafka, before)
-        for p, owner in live.items():
-            led = [s for s, t in enumerate(sources) if (t, p) in before]
-            if led:
-                names = ", ".join(sources[s] for s in led)
-                ended = {s: ends[sources[s], p] for s in led if (sources[s], p) in ends}
-                owner.doubt(f"{names} of partition {p} has another leader", ended)
-        self._led = dict(there)
-
     async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
         sources = self._settings.kafka.sources
         tps = [TopicPartition(t, p) for p in live for t in sources]
         # Before the ends are asked for: what is committed meanwhile may lie beyond the answer.
         stood = {p: o.watermark.positions for p, o in live.items() if o.watermark is not None}
         bounds = await self._reader.bounds(tps)
-        if any(
-            at > bounds[TopicPartition(t, p)].end
-            for p, positions in stood.items()
-            for t, at in zip(sources, positions, strict=False)
-        ):
-            # Whoever claims then should know where another leader says that the log was cut.
-            self._topics_s = time.monotonic()
-            await self._look_for_topics(self._topics_s, live)
         for p, owner in live.items():
             ends = [bounds[TopicPartition(t, p)].end for t in sources]
             starts = [bounds[TopicPartition(t, p)].start for t in sources]

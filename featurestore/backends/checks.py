@@ -22,8 +22,9 @@ def check(commit: Commit) -> None:
     for name, column in (("clocks", after.clocks), ("marks", after.marks)):
         if len(column) != sources:
             raise StoreError(f"a commit has {sources} positions, but {len(column)} {name}")
-    if after.idle and len(after.idle) != sources:
-        raise StoreError(f"a commit has {sources} positions, but {len(after.idle)} idle flags")
+    for name, given in (("idle flags", after.idle), ("trails", after.trails)):
+        if given and len(given) != sources:
+            raise StoreError(f"a commit has {sources} positions, but {len(given)} {name}")
     if min(after.positions, default=0) < 0:
         raise StoreError(f"a commit has a negative position: {after.positions}")
     if before is not None:

@@ -90,6 +90,7 @@ def fields(mark: Watermark) -> list[bytes]:
         *(b"published", identity(mark.published)),
         *(b"progress", mark.progress.encode()),
         *(b"idle", b"".join(b"1" if idle else b"0" for idle in mark.idle)),
+        *(b"trails", msgspec.json.encode(mark.trails)),
     ]
 
 
@@ -114,6 +115,8 @@ def watermark_of(flat: Sequence[bytes]) -> tuple[str, Watermark | None]:
             published=identity_of(held[b"published"]),
             progress=held[b"progress"].decode(),
             idle=tuple(idle == 49 for idle in held[b"idle"]),
+            # Not in a store that an earlier version left.
+            trails=msgspec.json.decode(held.get(b"trails", b"[]"), type=tuple[str, ...]),
         )
     except (KeyError, ValueError) as error:
         raise StoreError(

@@ -145,6 +145,7 @@ def adopt(settings: Settings, partition: int, found: Found) -> Plan:
         mark,
         positions=tuple(positions),
         marks=tuple(marks),
+        trails=(),
         log_id=found.log_id,
         identity=Identity(found.seq, ""),
         progress=sweep.PENDING,

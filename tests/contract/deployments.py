@@ -231,6 +231,7 @@ def mark(
         identity=Identity(seq, writer),
         log_id=log_id,
         marks=tuple(f"mark {p}" for p in at),
+        trails=tuple(f"3 {p}:a {p}:b" for p in at),
         fingerprint="fingerprint",
         generation="3f9c",
         published=published,

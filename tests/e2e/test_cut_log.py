@@ -206,3 +206,47 @@ def test_a_log_that_was_cut_halts_what_it_concerns_and_others_redis_is_left_to_t
     until(lambda: last_scores(deployment).keys() >= now.keys(), 30)
     assert held_cents(deployment) == spent_in_the_log(deployment)
     said_once_and_last(deployment)
+
+
+def test_a_cut_that_nobody_saw_halts_whoever_comes_next(own: tuple[Deployment, Kafka]) -> None:
+    deployment, kafka = own
+    topic, lost_cents = deployment.sources[1], dict[str, int]()
+    events = list(some_events(2000, 90))
+    worker = deployment.start()
+    for low in range(0, 1000, 100):
+        send_all(deployment, events[low : low + 100])
+    deployment.settle()
+
+    # Written on beyond where it was, and a worker that reads there and dies.
+    before = deployment.positions()[1, 1]
+    left = lose(deployment, kafka, (1,), lost_cents)[1]
+    fill(deployment, events[1000:], 1, before - left + 20)
+    until(lambda: deployment.positions()[1, 1] > before or bool(halted(worker)), 30)
+    worker.kill()
+    worker = deployment.start("next")
+    until(lambda: list(halted(worker)) == [1], 30)
+    noticed(worker.lines("partition halted"), began(worker))
+    assert f"{topic}/1 was cut at offset {left} and written on" in halted(worker)[1]
+    assert worker.stop() == 0
+    recover(deployment, "adopt")
+    worker = deployment.start("adopted")
+    deployment.settle()
+    assert worker.stop() == 0
+
+    # The same while no worker runs: it is known from where to read again, too.
+    before = deployment.positions()[1, 1]
+    left = lose(deployment, kafka, (1,), lost_cents)[1]
+    fill(deployment, events[1500:], 1, before - left + 20)
+    worker = deployment.start("later")
+    until(lambda: list(halted(worker)) == [1], 30)
+    assert f"{topic}/1 was cut at offset {left} and written on" in halted(worker)[1]
+    assert worker.stop() == 0
+    (plan,) = [row for row in recover(deployment, "adopt") if row["changes"]]
+    assert (plan["partition"], plan["to"][1]) == (1, left)
+    deployment.start("last")
+    deployment.settle()
+    now = spent_in_the_log(deployment)
+    for user, cents in lost_cents.items():
+        now[user] = now.get(user, 0) + cents
+    assert held_cents(deployment) == now
+    said_once_and_last(deployment)

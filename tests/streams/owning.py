@@ -33,7 +33,6 @@ from streams.publish import Breath, Pacer
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.succession import Succession
 from streams.surroundings import Surroundings
-from streams.topics import log_id
 
 START_MS = 1_700_000_000_000
 PAUSES = {"_WATCH_S": 0.5, "_SILENCE_S": 0.2, "_SUCCESSION_S": 0.2}
@@ -118,9 +117,8 @@ class Owning:
                 self.pipelines[name] = Pipeline(store, scorer, self.settings)
             return self.pipelines[name]
 
-        async def identity() -> str:
-            found = await asyncio.to_thread(topics.topic_ids, self.settings)
-            return log_id(self.settings, found)
+        async def logs() -> topics.Logs:
+            return await asyncio.to_thread(topics.logs, self.settings)
 
         around = Surroundings(
             settings=self.settings,
@@ -129,7 +127,7 @@ class Owning:
             pacer=Pacer(self.settings.worker.transactions_per_s),
             breath=Breath(),
             pipeline_for=pipeline_for,
-            log_id=identity,
+            logs=logs,
             now_ms=lambda: self.now_ms,
             succession_for=self.succession,
         )

@@ -104,9 +104,8 @@ async def test_a_single_record_is_read_by_offset_and_a_marker_is_none(
     stack: Stack, topic: TopicPartition, reader: LogReader
 ) -> None:
     await produce(stack, topic, (2, True))
-    found = await reader.at(topic, 1)
-    assert found is not None and found.value == b"1"
-    assert await reader.at(topic, 2) is None
+    found = await reader.these(topic, [1, 2])
+    assert [r.value for r in found.values()] == [b"1"] and list(found) == [1]
 
 
 async def test_a_log_that_holds_another_record_or_none_where_one_was_folded_is_another_log(
@@ -114,9 +113,7 @@ async def test_a_log_that_holds_another_record_or_none_where_one_was_folded_is_a
 ) -> None:
     await produce(stack, topic, (3, True), (2, False), (2, True))  # 3, 6 and 9 are markers
     held = (await reader.bounds([topic]))[topic]
-    one = await reader.at(topic, 2)
-    assert one is not None
-    known = record_mark(one)
+    known = record_mark((await reader.these(topic, [2]))[2])
     wrong = {2: False, 1: True, 3: True, 4: True, 9: True, 10: True, 400: True}
     for offset, other in wrong.items():
         mark = known.replace("2:", f"{offset}:", 1)
@@ -157,7 +154,7 @@ async def test_what_retention_deleted_is_an_error_and_never_skipped(
     admin.close()
     with pytest.raises(LogTruncated, match="livevalue recover rebuild"):
         await reader.read(topic, 1, 5, 10)
-    assert await reader.at(topic, 1) is None
+    assert await reader.these(topic, [1]) == {}
     records, reached = await reader.read(topic, 3, 6, 10)
     assert ([r.offset for r in records], reached) == ([3, 4], 6)
 

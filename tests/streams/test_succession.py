@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,24 @@ async def test_a_store_built_aside_is_flipped_to_while_events_arrive_and_back_ag
     assert not owner.halted
 
 
+async def test_what_was_read_lately_goes_with_the_flip(owning: Owning) -> None:
+    stores = followed(owning)
+    owning.own()
+    await owning.send(200)
+    await owning.settle()
+    stores["aside"] = await build_aside(owning, "aside")
+    await owning.send(50)
+    await owning.settle()
+    before = (await owning.store.load(0, [])).watermark
+    await owning.store.set_next(0, "aside")
+    await owning.until(lambda: owning.backing.partition(0).active == "aside")
+    # The builder has read these positions again, perhaps of another leader.
+    after = (await stores["aside"].load(0, [])).watermark
+    assert before is not None and after is not None
+    assert after.positions == before.positions == (250,)
+    assert set(before.trails[0].split(" ")) <= set(after.trails[0].split(" "))
+
+
 async def test_a_flip_back_takes_away_what_the_other_store_alone_has_said(
     owning: Owning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,16 +151,18 @@ async def test_an_end_told_while_a_claim_asks_for_it_is_not_forgotten(
     await owning.send(40)
     await owning.settle()
     await first.close(drain=True)
-    read, told = LogReader.at, asyncio.Event()
+    read, told = LogReader.these, asyncio.Event()
 
-    async def later(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord | None:
+    async def later(
+        self: LogReader, tp: TopicPartition, offsets: Iterable[int]
+    ) -> dict[int, RawRecord]:
         # The claim has asked for the ends; now more arrives and is told, once.
         if not told.is_set():
             told.set()
             await owning.send(30)
-        return await read(self, tp, offset)
+        return await read(self, tp, offsets)
 
-    monkeypatch.setattr(LogReader, "at", later)
+    monkeypatch.setattr(LogReader, "these", later)
     owning.own()
     await owning.until(told.is_set)
     await owning.settle(10.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
@@ -13,12 +13,12 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as AdminPartition
 
 from livevalue.embedded import Stack
-from streams import broker, knock, leaders, topics, watchdog
+from streams import broker, knock, leaders, topics, trail, watchdog
 from streams.delivery import RawRecord, Segment, Simple
 from streams.gap import Bounds, LogReader
 from streams.partition import Owner
 from streams.publish import Publisher
-from streams.settings import Settings
+from streams.settings import KafkaSettings, Settings
 from streams.watchdog import Watchdog
 from tests.streams.owning import Owning, one_partition
 
@@ -197,21 +197,63 @@ async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked
     assert "livevalue recover adopt" in owner.halted
 
 
+class Leaders:
+    """Says who leads, and once it has cut what it leads, what the log then holds and where."""
+
+    def __init__(self, owning: Owning, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.epoch, self.cut_at, self.cut_end = 0, 0, 0
+        self._topic = owning.settings.kafka.sources[0]
+        self._found, self._these, self._ends = (
+            topics.sources_found,
+            LogReader.these,
+            leaders.epoch_ends,
+        )
+        lead = self
+
+        async def these(
+            reader: LogReader, tp: TopicPartition, offsets: Iterable[int]
+        ) -> dict[int, RawRecord]:
+            return await lead.these(reader, tp, offsets)
+
+        monkeypatch.setattr(topics, "sources_found", self.found)
+        monkeypatch.setattr(LogReader, "these", these)
+        monkeypatch.setattr(leaders, "epoch_ends", self.ends)
+
+    def found(self, settings: Settings) -> dict[str, topics.SourceFound]:
+        real = self._found(settings)
+        return {t: topics.SourceFound(x.id, (self.epoch,)) for t, x in real.items()}
+
+    def cut(self, low: int, high: int) -> None:
+        """The next leader has lost [low, high), and was written on."""
+        self.epoch, self.cut_at, self.cut_end = self.epoch + 1, low, high
+
+    async def these(
+        self, reader: LogReader, tp: TopicPartition, offsets: Iterable[int]
+    ) -> dict[int, RawRecord]:
+        there = await self._these(reader, tp, offsets)
+        if tp.topic == self._topic:
+            others = (o for o in there if self.cut_at <= o < self.cut_end)
+            there |= {o: Simple(o, b"u1", b"{}") for o in others}
+        return there
+
+    def ends(
+        self, kafka: KafkaSettings, asked: Mapping[tuple[str, int], int]
+    ) -> dict[tuple[str, int], int]:
+        if self.cut_end:
+            return dict.fromkeys(asked, self.cut_at)
+        # As the broker says: in truth its leader is that of 0 still, and its log has not ended.
+        return self._ends(kafka, dict.fromkeys(asked, 0))
+
+
 async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lead = Leaders(owning, monkeypatch)
     watched, owner = await folded(owning, 100)
-    await watched.dog.look()
-    found, claims = topics.sources_found, owning.metrics.claims._value.get
-    led = 0
-
-    def another_leader(settings: Settings) -> dict[str, topics.SourceFound]:
-        return {t: topics.SourceFound(x.id, (led,)) for t, x in found(settings).items()}
-
-    monkeypatch.setattr(topics, "sources_found", another_leader)
+    claims = owning.metrics.claims._value.get
     await watched.look()
-    before, led = claims(), 1
     # A leader that has what the one before had: claimed again, and work goes on.
+    before, lead.epoch = claims(), 1
     await watched.look()
     await owning.until(lambda: claims() == before + 1 and owner.ready)
     await owning.send(10)
@@ -219,22 +261,13 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     await watched.look()
     await asyncio.sleep(0.3)
     assert claims() == before + 1 and not owner.halted
+    asked = {(owning.settings.kafka.sources[0], 0): 0}
+    assert lead._ends(owning.settings.kafka, asked) == {(owning.settings.kafka.sources[0], 0): 110}
 
     # One that has lost 90 to 110, and was written on and read before anybody looked.
-    topic, read = owning.settings.kafka.sources[0], LogReader.at
-    asked = {(topic, 0): 0}
-    assert leaders.epoch_ends(owning.settings.kafka, asked) == {(topic, 0): 110}
     await owning.send(10)
     await owning.settle()
-
-    async def written_on(self: LogReader, tp: TopicPartition, offset: int) -> RawRecord | None:
-        if tp.topic == topic and 90 <= offset < 110:
-            return Simple(offset, b"u1", b"{}")
-        return await read(self, tp, offset)
-
-    led = 2
-    monkeypatch.setattr(LogReader, "at", written_on)
-    monkeypatch.setattr(leaders, "epoch_ends", lambda _, asked: dict.fromkeys(asked, 90))
+    lead.cut(90, 110)
     await watched.look()
     await owning.until(lambda: bool(owner.halted), 10.0)
     assert "was cut at offset 90 and written on while it was read" in owner.halted
@@ -243,6 +276,32 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     again = owning.own()
     await owning.until(lambda: bool(again.halted), 10.0)
     assert again.halted == owner.halted
+
+
+async def test_who_reads_beyond_a_cut_and_dies_before_anybody_looks_leaves_word_of_it(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead = Leaders(owning, monkeypatch)
+    watched, owner = await folded(owning, 100)
+    await watched.look()
+    # Another leader alone, and nobody there to see it change: the next one goes on.
+    await owner.close(drain=True)
+    lead.epoch = 1
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    assert not owner.halted
+    await asyncio.sleep(trail._EACH_S)  # so that what comes is another mark than what was read
+    await owning.send(10)
+    await owning.settle()
+    # 95 to 110 is lost; 110 to 120 came after that, and is the last that was read.
+    await asyncio.sleep(trail._EACH_S)
+    await owning.send(10)
+    await owning.settle()
+    await owner.close(drain=True)
+    lead.cut(95, 110)
+    again = owning.own()
+    await owning.until(lambda: again.ready or bool(again.halted), 10.0)
+    assert "was cut at offset 95 and written on while it was read" in again.halted
 
 
 async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_taken_meanwhile(
