@@ -12,13 +12,14 @@ from typing import Any
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from featurestore.secrets import SecretError, password, tls
-from streams import headers
+from streams import headers, markers
 from streams.errors import LogError
 from streams.settings import KafkaSettings
 
 SECTION = "LIVEVALUE_KAFKA"
 
 headers.install()
+markers.install()
 
 
 def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
