@@ -25,6 +25,7 @@ from featurestore.partitioner import NAMES, partition
 from featurestore.store import Meta
 from featurestore.wording import counted
 from livevalue import __version__, running
+from livevalue.caveats import caveats
 from streams import broker, crashpoints, topics
 from streams.errors import StreamsError
 from streams.settings import KafkaSettings, Settings
@@ -87,6 +88,8 @@ def _log(settings: Settings) -> Iterator[Check]:
     if not problems:
         sources = ", ".join(kafka.sources)
         yield Check("topics", "ok", f"{sources} with {counted(kafka.partitions, 'partition')} each")
+        for said in caveats(settings):
+            yield Check("topics", "warning", said)
         yield from _records(kafka)
 
 

@@ -59,7 +59,9 @@ def refuse_mixed(facts: Mapping[str, Any], taken: int) -> None:
 
 
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """The same for people; none where nothing was left out."""
+    """The same for people, after what to know of the topics; none where there is nothing."""
+    for warning in facts.get("warnings", ()):
+        yield f"! {warning}"
     if facts["reasons"]:
         by_reason = ", ".join(f"{n:,} {reason}" for reason, n in facts["reasons"].items())
         yield f"rejected: {by_reason}"
@@ -69,7 +71,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def totals(facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns and the one row of a table: the facts that are told in no other line."""
-    shown = {name: n for name, n in facts.items() if name not in ("reasons", "first_rejections")}
+    elsewhere = ("reasons", "first_rejections", "warnings")
+    shown = {name: n for name, n in facts.items() if name not in elsewhere}
     return list(shown), [list(shown.values())]
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from featurestore.columns import NO_TIME, EventBatch
+from livevalue.caveats import caveats
 from livevalue.rejections import rejections
 from streams.archive import archive_bounds, archive_steps, is_archive
 from streams.codec import Codec
@@ -81,6 +82,7 @@ class Source:
         self._settings = settings
         self._codec = Codec(settings)
         self._rejected: Counter[str] = Counter()
+        self._warnings: list[str] | None = None
         self.kafka = KAFKA in src
         self.archives = [Path(s) for s in src if s != KAFKA and is_archive(Path(s))]
         self.files = [Path(s) for s in src if s != KAFKA and not is_archive(Path(s))]
@@ -93,9 +95,15 @@ class Source:
         options = options or FileOptions()
         self.file_log = options.open(self.files, settings) if self.files else None
 
-    def rejections(self) -> dict[str, Any]:
-        """What the last reading by `batches` left out, as every command's JSON holds it."""
-        return rejections(self._rejected, self.file_log)
+    def rejections(self, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """What was left out, and `warnings` of the topics, as every command's JSON holds it.
+
+        counts: what a replay counted; without, what the last reading by `batches` did.
+        """
+        facts = rejections(self._rejected if counts is None else counts, self.file_log)
+        if self.kafka and self._warnings is None:
+            self._warnings = caveats(self._settings)
+        return {**facts, "warnings": self._warnings or []}
 
     async def steps(self) -> AsyncGenerator[Step]:
         """All steps: files first, then archives, then the topics up to their ends."""

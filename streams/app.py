@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from featurestore.errors import FeatureStoreError
 from scoring.errors import ScoringError
-from streams import crashpoints, threads, topics, transport  # threads: before numpy
+from streams import compaction, crashpoints, threads, topics, transport  # threads: before numpy
 from streams.agents import Ingest
 from streams.codec import Codec
 from streams.ending import end
@@ -265,8 +265,11 @@ async def _begin(worker: Worker) -> None:
     """Before the first assignment is taken on: check, say where we listen, watch."""
     try:
         await preflight(worker.settings, worker.stores)
+        compacted = await asyncio.to_thread(topics.compacted, worker.settings)
     except _SAID as error:
         give_up(str(error))
+    if warning := compaction.warning(compacted):
+        log.warning("compacted input", extra={"warning": warning})
     worker.server.start()
     worker.tasks.append(asyncio.create_task(worker.watchdog.run(), name="watchdog"))
     host = worker.settings.worker.metrics_host

@@ -133,7 +133,7 @@ class Claims:
         check_store(p, mark, published, bounds, found[scores])
         if mark is not None:
             mark = await self._look_for_cuts(held, mark, bounds, logs)
-        await check_log(self._reader, self._tps, mark, published, held.log_id, bounds)
+        await check_log(self._reader, self._tps, mark, published, logs.id, bounds, logs.compacted)
         self._still_ours()
         for source, epochs in zip(self._intake.sources, logs.epochs, strict=True):
             source.trail.led(epochs[p], logs.asked_s)
@@ -168,7 +168,7 @@ class Claims:
         asked = {(self._tps[s].topic, self._partition): epoch for s, epoch in other.items()}
         ends = await asyncio.to_thread(leaders.epoch_ends, self._around.settings.kafka, asked)
         ended = {s: ends.get((self._tps[s].topic, self._partition)) for s in other}
-        cut = await cuts(self._reader, self._tps, trails, ended, bounds)
+        cut = await cuts(self._reader, self._tps, trails, ended, bounds, logs.compacted)
         self._still_ours()
         if not cut:
             return mark

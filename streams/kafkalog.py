@@ -8,6 +8,7 @@ positions: markers of transactions take offsets too, so records cannot be counte
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -41,6 +42,8 @@ class KafkaLog:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
         self._consumer: AIOKafkaConsumer | None = None
+        # By (source, partition): positions that were read and hold no record.
+        self.holes: Counter[tuple[int, int]] = Counter()
 
     async def __aenter__(self) -> Self:
         self._consumer = AIOKafkaConsumer(
@@ -125,6 +128,7 @@ class KafkaLog:
             source = min(unread, key=lambda s: (clocks[s], s))
             records, after = await self._fetch(tps[source], position[source], end[source], size)
             before, position[source] = position[source], after
+            self.holes[source, partition] += after - before - len(records)
             yield Slice(source, partition, before, after, records)
 
     async def _fetch(

@@ -14,7 +14,7 @@ an error that says what to run, and never skips silently.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -72,25 +72,34 @@ def cut_at(mark: str) -> int | None:
 
 
 async def gone(
-    reader: LogReader, tp: TopicPartition, marks: Sequence[str], held: Bounds
+    reader: LogReader,
+    tp: TopicPartition,
+    marks: Sequence[str],
+    held: Bounds,
+    *,
+    compacted: bool = False,
 ) -> list[str]:
     """Those of `marks` of which the log no longer holds the record: another one, or none.
 
     None: a marker, an aborted record or a hole where a committed record was, or the log's end
-    before it. Of what retention has deleted nothing is known.
+    before it. Of what retention has deleted nothing is known. compacted: nor of a hole.
     """
     inside = {m: at for m in marks if held.start <= (at := offset_of(m)) < held.end}
     there = await reader.these(tp, inside.values()) if inside else {}
     lost = {m for m, at in inside.items() if at not in there or record_mark(there[at]) != m}
-    if any(inside[m] not in there for m in lost):
+    if compacted:
+        lost = {m for m in lost if inside[m] in there}
+    elif any(inside[m] not in there for m in lost):
         start = (await reader.bounds([tp]))[tp].start  # or retention was faster than we
         lost -= {m for m in lost if inside[m] < start}
     return [m for m in marks if m in lost or offset_of(m) >= held.end]
 
 
-async def rewritten(reader: LogReader, tp: TopicPartition, mark: str, held: Bounds) -> bool:
+async def rewritten(
+    reader: LogReader, tp: TopicPartition, mark: str, held: Bounds, *, compacted: bool = False
+) -> bool:
     """Whether the log no longer holds the record of a watermark's mark; see `gone`."""
-    return bool(mark) and bool(await gone(reader, tp, [mark], held))
+    return bool(mark) and bool(await gone(reader, tp, [mark], held, compacted=compacted))
 
 
 def check_store(
@@ -147,8 +156,12 @@ async def check_log(
     published: Published | None,
     log_id: str,
     bounds: Sequence[Bounds],
+    compacted: Container[str] = (),
 ) -> None:
-    """Raise LogReset or LogTruncated where the log is not the one we folded, or lacks a part."""
+    """Raise LogReset or LogTruncated where the log is not the one we folded, or lacks a part.
+
+    compacted: topics that may lack records for another reason.
+    """
     known = watermark.log_id if watermark else published.log_id if published else ""
     check_topics(tps[0].partition, [tp.topic for tp in tps], known, log_id)
     if watermark is None:
@@ -178,7 +191,7 @@ async def check_log(
                 f"{where} was cut at offset {cut} and written on while it was read: what it holds "
                 f"from there on was not read, or not all of it. Run {_ADOPT}, or {_REBUILD}"
             )
-        if await rewritten(reader, tp, mark, held):
+        if await rewritten(reader, tp, mark, held, compacted=tp.topic in compacted):
             raise LogReset(
                 f"{where} holds another record at offset {mark.split(':')[0]} than the one folded, "
                 f"or none: the log was cut, and written on. Run {_REBUILD}, or {_ADOPT}"

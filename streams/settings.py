@@ -43,6 +43,9 @@ class KafkaSettings(_Section):
     partitioner: Literal["murmur2", "crc32", "fnv1a"] = Field(
         "murmur2", description="how producers choose the partition: Java, librdkafka, Go clients"
     )
+    compacted: Literal["refuse", "accept"] = Field(
+        "refuse", description="input topics that Kafka compacts; see operations before `accept`"
+    )
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="protocol to the brokers"
     )

@@ -28,6 +28,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
 
 from featurestore.wording import counted
+from streams import compaction
 from streams.broker import connection, forbidden, reach, translated
 from streams.errors import TopicError
 from streams.settings import KafkaSettings, Settings
@@ -183,12 +184,7 @@ def refuse_hidden(kafka: KafkaSettings, name: str) -> None:
 
 def topic_ids(settings: Settings) -> dict[str, str]:
     """UUID of each source topic: a topic that was recreated under its name has another one."""
-    with _admin(settings.kafka) as admin:
-        found = _found(admin, settings.kafka)
-    for name in settings.kafka.sources:
-        if name not in found:
-            raise TopicError(_missing(name))
-    return {name: found[name].id for name in settings.kafka.sources}
+    return {name: found.id for name, found in sources_there(settings).items()}
 
 
 def log_id(settings: Settings, ids: dict[str, str]) -> str:
@@ -202,10 +198,12 @@ class SourceFound:
 
     epochs: of each partition's leadership; raised with each change of leader, and only then can a
     log lose what it had acknowledged.
+    compacted: whether its cleanup.policy says so, with `delete` or without.
     """
 
     id: str
     epochs: tuple[int, ...]
+    compacted: bool = False
 
     @property
     def partitions(self) -> int:
@@ -216,12 +214,26 @@ class SourceFound:
 def sources_found(settings: Settings) -> dict[str, SourceFound]:
     """Each source topic that the broker has."""
     with _admin(settings.kafka) as admin:
-        found = _found(admin, settings.kafka)
+        found = _found(admin, settings.kafka, settings.kafka.sources)
     return {
-        name: SourceFound(found[name].id, found[name].epochs)
+        name: SourceFound(found[name].id, found[name].epochs, "compact" in found[name].policies)
         for name in settings.kafka.sources
         if name in found
     }
+
+
+def sources_there(settings: Settings) -> dict[str, SourceFound]:
+    """Each source topic; TopicError where one is missing."""
+    found = sources_found(settings)
+    for name in settings.kafka.sources:
+        if name not in found:
+            raise TopicError(_missing(name))
+    return found
+
+
+def compacted(settings: Settings) -> tuple[str, ...]:
+    """Source topics that the broker compacts."""
+    return tuple(name for name, found in sources_found(settings).items() if found.compacted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +242,21 @@ class Logs:
 
     id: str  # UUIDs of the topics
     epochs: tuple[tuple[int, ...], ...]  # of leadership, by source and partition
+    compacted: frozenset[str]  # topics that may lack records for compaction, as the settings accept
     asked_s: float  # when we asked, by the monotonic clock
 
 
 def logs(settings: Settings) -> Logs:
     """The sources' logs; TopicError where one is missing."""
-    asked_s, there = time.monotonic(), sources_found(settings)
-    for name in settings.kafka.sources:
-        if name not in there:
-            raise TopicError(_missing(name))
+    asked_s, there = time.monotonic(), sources_there(settings)
     found = [there[name] for name in settings.kafka.sources]
-    return Logs(",".join(x.id for x in found), tuple(x.epochs for x in found), asked_s)
+    accepts = settings.kafka.compacted == "accept"
+    return Logs(
+        ",".join(x.id for x in found),
+        tuple(x.epochs for x in found),
+        frozenset(name for name, x in there.items() if x.compacted and accepts),
+        asked_s,
+    )
 
 
 def partition_counts(kafka: KafkaSettings) -> dict[str, int]:
@@ -276,9 +292,14 @@ def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
             admin.close()
 
 
-def _found(admin: KafkaAdminClient, kafka: KafkaSettings) -> dict[str, _Topic]:
-    """Those of our topics that exist. LogAuthError where we may not even know whether one does."""
-    answers = _described(admin, kafka, [topic.name for topic in wanted(kafka)])
+def _found(
+    admin: KafkaAdminClient, kafka: KafkaSettings, names: Sequence[str] = ()
+) -> dict[str, _Topic]:
+    """Those of our topics (or of `names`) that exist.
+
+    LogAuthError where we may not even know whether one does.
+    """
+    answers = _described(admin, kafka, names or [topic.name for topic in wanted(kafka)])
     described = {topic["name"]: topic for topic in answers if not topic["error_code"]}
     if not described:
         return {}
@@ -360,13 +381,9 @@ def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem
             )
         )
     problems += [
-        Problem(
-            name,
-            f"{name} is compacted, so events are missing from it: set its cleanup.policy to "
-            "delete, or name another topic as source",
-        )
+        Problem(name, compaction.refusal(name))
         for name in kafka.sources
-        if name in found and "compact" in found[name].policies
+        if kafka.compacted == "refuse" and name in found and "compact" in found[name].policies
     ]
     for name in (kafka.scores, kafka.published):
         if name not in found:

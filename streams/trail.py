@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -88,16 +88,18 @@ async def cuts(
     trails: Sequence[Trail],
     ended: Mapping[int, int | None],
     bounds: Sequence[Bounds],
+    compacted: Container[str] = (),
 ) -> dict[int, int]:
     """By source, where the log was cut below what was read of it.
 
     ended: of each source with another leader, where the log of the one before ends as its
     successor says; None where it does not know, then all of the trail is looked up.
+    compacted: topics that may lack records for another reason.
     """
     found = {}
     for source, end in ended.items():
-        marks = trails[source].beyond(end or 0)
-        lost = await gone(reader, tps[source], marks, bounds[source])
+        tp, marks = tps[source], trails[source].beyond(end or 0)
+        lost = await gone(reader, tp, marks, bounds[source], compacted=tp.topic in compacted)
         if lost:
             kept = [offset_of(m) + 1 for m in marks[: marks.index(lost[0])]]
             found[source] = end if end is not None else max(kept, default=bounds[source].start)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ TOLERANCES = {
 EXCEPTIONS = {
     "tail_cap": "floats of users beyond the tail cap, of whom an event came behind a settled one",
     "idle_source": "floats of users of whom an idle source brought an event behind a settled one",
+    "compacted": "users of whom a compacted topic no longer holds all that the store knows",
     "erased_amid_settled": "erased users of whom later records had been settled before (ADR 7)",
 }
 # What names the commit and not the value.
@@ -94,18 +95,20 @@ async def verify(
     scratch: Pipeline | None = None,
     into: Verified | None = None,
     progress: Callable[[int], None] | None = None,
+    compacted: Sequence[str] = (),
 ) -> Verified:
     """Replay the log up to each page's watermark and compare.
 
     sample: at most this many users a partition. scratch: into a memory store that holds the
-    store's base of files already, where it has one. into: what was found so far.
+    store's base of files already, where it has one. into: what was found so far. compacted: topics
+    that may lack what the store was folded from.
     """
     found = into or Verified()
     scorer = Scorer(generation, settings.model, settings.features)
     async with KafkaLog(settings.kafka) as log:
         for partition in partitions:
             mirror = scratch or Pipeline(MemoryStore("verify"), scorer, settings, publishes=False)
-            one = _Partition(settings, store, mirror, partition, log, found)
+            one = _Partition(settings, store, mirror, partition, log, found, compacted)
             await one.begin()
             async for page in one.pages(sample):
                 await one.compare(page)
@@ -129,8 +132,10 @@ class _Partition:
         partition: int,
         log: KafkaLog,
         found: Verified,
+        compacted: Sequence[str],
     ) -> None:
         self._settings = settings
+        self._compacted = [s for s, name in enumerate(settings.kafka.sources) if name in compacted]
         self._store = store
         self._mirror = mirror
         self._partition = partition
@@ -199,17 +204,23 @@ class _Partition:
         await replay(steps, self._mirror, into=self._done)
         unswept = pending(live.watermark)
         mirror = await self._mirror.store.load(p, users)
-        both = []
+        # Holes of markers look the same, so that upstream transactions excuse as much.
+        lacking = any(self._log.holes[s, p] for s in self._compacted)
+        both, alone = [], set[str]()
         for user, a, b, document in zip(users, live.states, mirror.states, documents, strict=True):
             if a is not None and b is not None:
                 both.append((user, split(a), split(b), document))
+            elif a is not None and lacking:
+                # Nothing to compare with but itself.
+                alone.add(user)
+                both.append((user, split(a), split(a), document))
             elif a is not None or b is not None:
                 self._found.add(p, user, ["only in the store" if a else "only in the log"])
             elif document is not None and not unswept:
                 self._found.add(p, user, ["a document of nobody"])
         if not both:
             return []
-        pages = _Pages(self._settings, self._mirror, self._found, p)
+        pages = _Pages(self._settings, self._mirror, self._found, p, lacking=lacking, alone=alone)
         return pages.compare(both, last=last, unswept=unswept)
 
 
@@ -217,16 +228,29 @@ _Row = tuple[str, tuple[bytes, bytes], tuple[bytes, bytes], bytes | None]
 
 
 class _Pages:
-    """Compares users whom both sides know."""
+    """Compares users whom both sides know.
+
+    lacking: the log no longer holds all that it held. alone: users whom only the store knows, for
+    that reason.
+    """
 
     def __init__(
-        self, settings: Settings, mirror: Pipeline, found: Verified, partition: int
+        self,
+        settings: Settings,
+        mirror: Pipeline,
+        found: Verified,
+        partition: int,
+        *,
+        lacking: bool = False,
+        alone: Container[str] = (),
     ) -> None:
         self._settings = settings
         self._mirror = mirror
         self._scorer = mirror.scorer
         self._found = found
         self._partition = partition
+        self._lacking = lacking
+        self._alone = alone
 
     def compare(self, rows: Sequence[_Row], *, last: bool, unswept: bool = False) -> list[str]:
         """-> users to be looked at again.
@@ -240,6 +264,7 @@ class _Pages:
         _, our_head, said = self._scorer.unpack([a[1] for _, a, _, _ in rows])
         _, their_head, _ = self._scorer.unpack([b[1] for _, _, b, _ in rows])
         exact = _exact(ours, theirs)
+        fewer = _fewer(ours, theirs)
         carry = ~_alike(our_head, their_head, "carry")
         past = history(theirs)
         as_of = np.maximum(np.maximum(past["last_ms"], said["as_of_ms"]), 0)
@@ -248,7 +273,7 @@ class _Pages:
         again = []
         for i, name in enumerate(names):
             document, revision = (None, 0) if unswept else (rows[i][3], int(said["revision"][i]))
-            what = exact[i]
+            what = exact[i] + ["only in the store"] * (name in self._alone)
             floats = ["features"] * bool(features[i]) + ["carry"] * bool(carry[i])
             shown = json.loads(document) if document else None
             if past["last_ms"][i] == NO_TIME:  # erased
@@ -265,6 +290,8 @@ class _Pages:
                 floats += [where for where in wrong if not where.startswith(".history")]
                 what += [where for where in wrong if where.startswith(".history")]
             name_of = _exception(ours.marks[i], theirs.marks[i], exact=bool(what))
+            if name_of is None and self._lacking and fewer[i]:
+                name_of = "compacted"
             if what + floats and name_of is not None and not newer:
                 # Whatever order made the state, the document follows from it.
                 wrong = self._not_its_own(shown, revision, ours, our_head, said, i)
@@ -339,6 +366,16 @@ def _exact(ours: States, theirs: States) -> list[list[str]]:
     for i in np.flatnonzero(ours.erased_ms != theirs.erased_ms).tolist():
         what[i].append("erased")
     return what
+
+
+def _fewer(ours: States, theirs: States) -> npt.NDArray[np.bool_]:
+    """(U,) whether a log that has lost records can be why `theirs` differs from `ours`.
+
+    It then holds no more events of a type, or no longer the erasure that took them.
+    """
+    some = (theirs.head["counts"] <= ours.head["counts"]).all(axis=1)
+    found: npt.NDArray[np.bool_] = some | (ours.erased_ms > theirs.erased_ms)
+    return found
 
 
 def _alike(

@@ -46,7 +46,7 @@ from featurestore.fold_settings import FoldSettings
 from featurestore.state import States
 from featurestore.twin import Twin
 from featurestore.update import Side
-from streams import broker
+from streams import broker, compaction, topics
 from streams.codec import Codec
 from streams.columns import merge
 from streams.row import split
@@ -114,8 +114,17 @@ class Audit:
             self.examples.append(example)
 
 
+class Unauditable(Exception):
+    """The log does not tell what should have come of it."""
+
+
 def audit(settings: Settings, client: redis.Redis) -> Audit:
-    """Compare what is in the log with what is in Redis and on the output topics."""
+    """Compare what is in the log with what is in Redis and on the output topics.
+
+    Raises Unauditable where a source is compacted: what it no longer holds would pass for faults.
+    """
+    if said := compaction.warning(topics.compacted(settings)):
+        raise Unauditable(said)
     kafka, found = settings.kafka, Audit()
     logs = [_by_partition(read(kafka, topic)) for topic in kafka.sources]
     scores = _by_partition(read(kafka, kafka.scores))

@@ -97,7 +97,8 @@ def verify(
     """Replay the log up to the store's watermark and compare user by user; exit 1 on differences.
 
     Works on a moving store. Exact: identities, counts, money. Within tolerances: carries and
-    documents. What the order in which topics were read may change is counted apart, by name.
+    documents. What the order in which topics were read may change is counted apart, by name, and
+    so is what a compacted topic no longer tells.
 
     Example:  livevalue verify --sample 1000
     """
@@ -113,6 +114,8 @@ def verify(
             verify_live(running.settings(), sample, base or (), files, lambda n: tell(n, None))
         )
     out.say(f"{counted(facts['users'], 'user')} compared, {facts['different']:,} different")
+    for warning in facts["warnings"]:
+        out.say(f"! {warning}")
     if facts["unswept"]:
         out.say(
             f"of {facts['unswept']:,} the documents were not compared: a sweep is to publish them"
@@ -156,6 +159,8 @@ def archive(
         took = time.monotonic() - began
         files = counted(facts["files"], "new file")
         out.say(f"{counted(facts['events'], 'event')} in {files}, {took:.1f} s")
+        for warning in facts["warnings"]:
+            out.say(f"! {warning}")
         snapshot, why_not = asyncio.run(take_daily(settings, folder))
         if snapshot or why_not:
             out.say(f"what is served: {snapshot.get('snapshot') or why_not}")

@@ -95,6 +95,8 @@ def _run(
         out.say(f"partition {row['partition']}, store {row['store']}: {moved}")
         for note in row["notes"]:
             out.say(f"  {note}")
+    for warning in facts["warnings"]:
+        out.say(f"! {warning}")
     if dry_run:
         out.say("nothing was changed; without --dry-run this is done")
     else:

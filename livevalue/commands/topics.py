@@ -37,6 +37,7 @@ def topics(
     """
     if plan == apply:
         raise typer.BadParameter("give one of --plan and --apply")
+    from livevalue.caveats import caveats
     from livevalue.running import settings as found_settings
     from streams import topics as work
 
@@ -58,13 +59,15 @@ def topics(
     )
     known = {step.name for step in steps if step.action == "create"}
     problems = [found for found in work.check(settings) if apply or found.topic not in known]
+    warnings = caveats(settings)
     out.result(
         {
             "topics": [{**asdict(step), "config": dict(step.config)} for step in steps],
             "problems": [asdict(problem) for problem in problems],
+            "warnings": warnings,
         }
     )
-    for problem in problems:
-        out.say(f"! {problem.message}")
+    for said in [*warnings, *(problem.message for problem in problems)]:
+        out.say(f"! {said}")
     if problems:
         raise typer.Exit(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
+from livevalue.caveats import caveats
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
 from livevalue.rejections import refuse_mixed
@@ -127,6 +129,8 @@ async def build_aside(
         )
     limits = [(await active.load(p, [])).watermark for p in range(settings.kafka.partitions)]
     told(f"building store {other.name} aside")
+    for warning in await asyncio.to_thread(caveats, settings):
+        told(f"! {warning}")
     if has_base and mark is not None:
         cut_ms = Base.parse(mark.base).cut_ms
         await build(settings, other, made, Source(base, settings, options), cut_ms=cut_ms)

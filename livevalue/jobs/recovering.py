@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from featurestore.errors import StoreHalfDone
 from featurestore.store import CommitOutcome, FeatureStore, Identity, Watermark
 from livevalue.jobs.recovery_plans import Found, Plan, adopt, serve, wipe
 from livevalue.output import Refused
-from streams import topics
+from streams import compaction, topics
 from streams.emit import Published
 from streams.fingerprint import Fingerprint
 from streams.gap import Bounds, LogReader
@@ -46,10 +46,13 @@ _TRIES = 5  # a worker that halts again and again claims again and again
 class Recovery:
     """One run of the command: what it looks at, and what it changes."""
 
-    def __init__(self, settings: Settings, stores: Stores, log_id: str) -> None:
+    def __init__(
+        self, settings: Settings, stores: Stores, log_id: str, compacted: Container[str] = ()
+    ) -> None:
         self.settings = settings
         self.stores = stores
         self._log_id = log_id
+        self._compacted = compacted
         self._reader = LogReader(settings.kafka)
 
     async def close(self) -> None:
@@ -179,7 +182,8 @@ class Recovery:
     async def _rewritten(self, tp: TopicPartition, held: Bounds, mark: str) -> bool:
         if cut_at(mark) is not None:
             return True
-        return await rewritten(self._reader, tp, mark, held)
+        compacted = tp.topic in self._compacted
+        return await rewritten(self._reader, tp, mark, held, compacted=compacted)
 
 
 async def recover(
@@ -193,15 +197,19 @@ async def recover(
 ) -> dict[str, Any]:
     """Plan, and unless `dry_run` carry it out; -> the plan as `--json` holds it."""
     await asyncio.to_thread(topics.require, settings)
-    ids = await asyncio.to_thread(topics.topic_ids, settings)
+    there = await asyncio.to_thread(topics.sources_there, settings)
+    ids = {name: found.id for name, found in there.items()}
+    compacted = [name for name, found in there.items() if found.compacted]
     stores = Stores(settings)
-    recovery = Recovery(settings, stores, log_id(settings, ids))
+    recovery = Recovery(settings, stores, log_id(settings, ids), compacted)
     try:
         if action == "rebuild":
             rows = await _rebuild(recovery, ids, dry_run, archive, store, progress)
         else:
             rows = await _in_place(recovery, action, dry_run)
-        return {"action": action, "dry_run": dry_run, "plan": rows}
+        said = compaction.warning(compacted)
+        warnings = [said] if said else []
+        return {"action": action, "dry_run": dry_run, "plan": rows, "warnings": warnings}
     finally:
         await recovery.close()
         await stores.close()

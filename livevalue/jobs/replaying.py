@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +11,7 @@ from featurestore.backends.memory import MemoryStore
 from featurestore.digest import Digest
 from featurestore.errors import FeatureStoreError
 from featurestore.store import Watermark
-from livevalue.rejections import rejections
+from livevalue.caveats import compacted
 from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, prior
 from scoring.scorer import Scorer
@@ -44,7 +45,7 @@ async def replay_source(
     digest = await digest_of(pipeline.store, sorted(done.watermarks))
     return {
         **done.as_json(),
-        **rejections(done.counts, source.file_log),
+        **source.rejections(done.counts),
         "users": digest.users,
         "digest": digest.hex(),
     }
@@ -77,6 +78,7 @@ async def verify_live(
     """
     stores = Stores(settings)
     try:
+        names, warnings = await asyncio.to_thread(compacted, settings)
         share = None if sample is None else -(-sample // settings.kafka.partitions)
         found, scratch = Verified(), dict[str, Pipeline | None]()
         for partition in range(settings.kafka.partitions):
@@ -101,6 +103,7 @@ async def verify_live(
                 sample=share,
                 scratch=scratch[live.store.name],
                 into=found,
+                compacted=names,
                 progress=progress,
             )
         return {
@@ -109,6 +112,7 @@ async def verify_live(
             "unswept": found.unswept,
             "excepted": dict(found.excepted),
             "first_differences": found.first_differences,
+            "warnings": warnings,
         }
     finally:
         await stores.close()

@@ -15,8 +15,8 @@ from featurestore.backends.checks import drops_active
 from featurestore.errors import StoreError
 from featurestore.settings import StoreSettings
 from featurestore.store import FeatureStore
+from livevalue.caveats import caveats
 from livevalue.output import Refused
-from livevalue.rejections import rejections
 from livevalue.sources import FileOptions, Source
 from scoring.generation import Generation, dump
 from streams import topics
@@ -87,7 +87,7 @@ async def backfill(
         digest = await digest_of(stores.store(name), range(settings.kafka.partitions))
         return {
             **done.as_json(),
-            **rejections(done.counts, source.file_log),
+            **source.rejections(done.counts),
             "store": name,
             "users": digest.users,
             "digest": digest.hex(),
@@ -225,4 +225,5 @@ async def archive_log(
     """Copy what the log holds beyond the archive's end."""
     ids = await asyncio.to_thread(topics.topic_ids, settings)
     done = await archive(settings, folder, ids, progress)
-    return {"files": done.files, "events": done.events}
+    warnings = await asyncio.to_thread(caveats, settings)
+    return {"files": done.files, "events": done.events, "warnings": warnings}

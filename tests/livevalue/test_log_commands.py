@@ -43,12 +43,22 @@ def test_the_log_and_the_store_agree_in_what_the_commands_say(
         assert (now["applied"], now["users"]) == (600, 30)
         again = command(deployment, "replay", "kafka")
         wanted = {"events": 600, "applied": 600, "rejected": 0, "late": 0, "duplicates": 0}
-        assert again == {**wanted, "users": 30, "digest": now["digest"], "reasons": {}}
+        assert again == {
+            **wanted,
+            "users": 30,
+            "digest": now["digest"],
+            "reasons": {},
+            "warnings": [],
+        }
         found = command(deployment, "verify")
         assert (found["users"], found["different"]) == (30, 0)
 
         assert command(deployment, "archive", "kept")["events"] == 600
-        assert command(deployment, "archive", "kept") == {"files": 0, "events": 0}
+        assert command(deployment, "archive", "kept") == {
+            "files": 0,
+            "events": 0,
+            "warnings": [],
+        }
         assert command(deployment, "replay", "kept")["digest"] == now["digest"]
         source, event = next(iter(some_events(1, 1, seed=2, first=600)))
         deployment.send(source, event)
@@ -91,6 +101,7 @@ def test_a_file_is_replayed_without_redis_and_kafka(
             "anonymous": 1,
             "users": 2,
             "reasons": {"invalid_field": 1},
+            "warnings": [],
             "first_rejections": [found["first_rejections"][0]],
         }
         assert found["first_rejections"][0]["place"] == "orders.csv:5"

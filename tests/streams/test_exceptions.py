@@ -55,6 +55,7 @@ async def found(
     cap: int = 256,
     damage: str = "",
     spoil: Callable[[bytes | None], bytes | None] = lambda document: document,
+    lacking: bool = False,
 ) -> Verified:
     """What `verify` says of ada, folded live in one order and from the log in another."""
     settings = Settings(features=FeatureSettings(tail_cap=cap))
@@ -69,7 +70,7 @@ async def found(
         state = states.encode()[0]
     document = spoil(await ours.store.document(0, "ada"))
     what = Verified()
-    pages = _Pages(settings, theirs.pipeline, what, 0)
+    pages = _Pages(settings, theirs.pipeline, what, 0, lacking=lacking)
     assert not pages.compare(
         [("ada", (state, carry), await theirs.row("ada"), document)], last=True
     )
@@ -93,7 +94,12 @@ AT_ONCE: list[Batch] = [([AHEAD[0], AHEAD[1], BEHIND[0], *AHEAD[2:], BEHIND[1]],
 
 async def test_event_of_an_idle_source_behind_the_frontier_is_excepted_as_such() -> None:
     what = await found([(AHEAD, (1, 2)), (BEHIND, ())], AT_ONCE)
-    assert dict(what.excepted) == {"tail_cap": 0, "idle_source": 1, "erased_amid_settled": 0}
+    assert dict(what.excepted) == {
+        "tail_cap": 0,
+        "idle_source": 1,
+        "erased_amid_settled": 0,
+        "compacted": 0,
+    }
     assert (what.users, what.different) == (1, 0)
 
 
@@ -103,7 +109,12 @@ async def test_user_beyond_the_tail_cap_is_excepted_as_such() -> None:
     live: list[Batch] = [(many, ()), ([between], ())]
     log: list[Batch] = [([*many[:5], between, *many[5:]], ())]
     what = await found(live, log, cap=4)
-    assert dict(what.excepted) == {"tail_cap": 1, "idle_source": 0, "erased_amid_settled": 0}
+    assert dict(what.excepted) == {
+        "tail_cap": 1,
+        "idle_source": 0,
+        "erased_amid_settled": 0,
+        "compacted": 0,
+    }
     assert what.different == 0
 
 
@@ -111,7 +122,12 @@ async def test_erasure_amid_settled_records_excepts_what_it_took_with_it() -> No
     history: Batch = ([*AHEAD, said(0, 500, 5)], (1, 2))
     erasure: Batch = ([erased(1, 1.5)], ())
     what = await found([history, erasure], [erasure, history])
-    assert dict(what.excepted) == {"tail_cap": 0, "idle_source": 0, "erased_amid_settled": 1}
+    assert dict(what.excepted) == {
+        "tail_cap": 0,
+        "idle_source": 0,
+        "erased_amid_settled": 1,
+        "compacted": 0,
+    }
     assert what.different == 0
 
 
@@ -153,3 +169,26 @@ async def test_a_user_whose_erasure_split_is_not_excused_for_whatever_else_is_wr
         assert (what.different, sum(what.excepted.values())) == (1, 0), damage
     readable = await found(SPLIT, SPLIT, spoil=lambda document: b'{"revision": 1}')
     assert (readable.different, sum(readable.excepted.values())) == (1, 0)
+
+
+WHOLE: list[Batch] = [([said(0, hour, hour, value=10**6) for hour in (1, 2, 3)], ())]
+LEFT: list[Batch] = [(WHOLE[0][0][2:], ())]
+
+
+async def test_a_compacted_log_excuses_what_it_may_have_lost_and_no_more() -> None:
+    what = await found(WHOLE, LEFT, lacking=True)
+    assert (what.different, what.excepted["compacted"]) == (0, 1)
+    # One that has lost nothing, or holds what the store does not, or has made no document.
+    for live, log, lacking in ((WHOLE, LEFT, False), (LEFT, WHOLE, True)):
+        what = await found(live, log, lacking=lacking)
+        assert (what.different, sum(what.excepted.values())) == (1, 0)
+    what = await found(WHOLE, LEFT, lacking=True, spoil=_another_value)
+    assert (what.different, sum(what.excepted.values())) == (1, 0)
+    assert what.first_differences[0]["differs"] == [".values.d90.expected"]
+
+
+async def test_an_erasure_that_was_compacted_away_is_no_difference() -> None:
+    erasure: Batch = ([erased(1, 4)], ())
+    what = await found([*WHOLE, erasure], WHOLE, lacking=True)
+    assert (what.different, what.excepted["compacted"]) == (0, 1)
+    assert (await found([*WHOLE, erasure], WHOLE)).different == 1

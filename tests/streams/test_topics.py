@@ -132,6 +132,24 @@ def test_a_compacted_source_is_refused(settings: Settings, admin: KafkaAdminClie
     (problem,) = topics.check(settings)
     assert problem.topic == settings.kafka.browse
     assert "is compacted" in problem.message
+    assert "LIVEVALUE_KAFKA__COMPACTED=accept" in problem.message
+    with pytest.raises(TopicError, match="is compacted"):
+        topics.require(settings)
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_a_compacted_source_that_is_accepted_passes_and_is_named(
+    stack: Stack, topic_prefix: str, admin: KafkaAdminClient, policy: str
+) -> None:
+    settings = Settings(kafka=_kafka(stack.bootstrap, topic_prefix, compacted="accept"))
+    config = {"cleanup.policy": policy}
+    admin.create_topics([NewTopic(settings.kafka.purchase, 2, 1, topic_configs=config)])
+    topics.apply(settings)
+    assert topics.check(settings) == []
+    topics.require(settings)
+    assert topics.compacted(settings) == (settings.kafka.purchase,)
+    kept = {step.name: step for step in topics.plan(settings)}
+    assert kept[settings.kafka.purchase].action == "keep"
 
 
 def test_apply_compacts_an_output_that_was_not(settings: Settings, admin: KafkaAdminClient) -> None:
