@@ -7,7 +7,7 @@ offset 0, and everything below the watermark passes for a repeat); retention tha
 read; another leader, behind which the log may have been cut and written on. The owner then claims
 again, and its claim says what to run. For the
 worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready") or have
-more partitions than the settings say, no
+more partitions than the settings say, or were made compacted where that is not accepted, no
 group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
 every partition halted. Halted partitions are no lag: waiting would not help them. Nor is a broker
 that does not answer us a stall: a worker that starts meanwhile would end at once, one that runs
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
-from streams import topics
+from streams import compaction, topics
 from streams.ending import end
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
@@ -158,6 +158,10 @@ class Watchdog:
                 "topics with that number, and build a store from archive and log "
                 "(`livevalue backfill --help`)"
             )
+            return
+        compacted = [t for t in kafka.sources if there[t].compacted]
+        if compacted and kafka.compacted == "refuse":
+            self._give_up(compaction.refusal(compacted[0]))
             return
         ids = ",".join(there[t].id for t in kafka.sources)
         for owner in live.values():

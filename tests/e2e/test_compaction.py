@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from tests.e2e.deployment import (
 from tests.e2e.losses import (
     admin,
     digest,
+    ended,
     halted,
     held_cents,
     livevalue,
+    noticed,
     plain_lines,
     recover,
     said_once_and_last,
@@ -50,6 +53,25 @@ def deployment(stack: Stack, topic_prefix: str, tmp_path: Path) -> Iterator[Depl
         compact(asked, made.sources)
         asked.close()
         yield made
+
+
+def test_a_topic_made_compacted_under_a_worker_that_refuses_ends_it_and_names_the_setting(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    url = stack.redis_url.rsplit("/", 1)[0] + f"/{_DATABASE}"
+    settings = deployment_settings(stack.bootstrap, url, topic_prefix, partitions=1)
+    with Deployment(settings, tmp_path) as refusing:
+        worker = refusing.start()
+        send_all(refusing, list(some_events(20, 3)))
+        refusing.settle()
+        asked = admin(refusing)
+        since = datetime.now(UTC)
+        compact(asked, refusing.sources[1:2])
+        asked.close()
+        said = ended(worker)
+        noticed(worker.lines("giving up"), since)
+        assert said == f"livevalue: {compaction.refusal(refusing.sources[1])}"
+        assert said in plain_lines(livevalue(refusing, "run", code=1))
 
 
 class Told:

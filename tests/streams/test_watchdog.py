@@ -11,6 +11,7 @@ import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as AdminPartition
+from kafka.admin import ConfigResource  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from streams import broker, knock, leaders, topics, trail, watchdog
@@ -174,6 +175,32 @@ async def test_partitions_added_under_a_running_worker_end_it_with_the_setting_n
         await watched.look()  # a broker answers from what it knows, which comes a moment later
     (said,) = watched.said
     assert "LIVEVALUE_KAFKA__PARTITIONS is 1" in said and "(2)" in said
+
+
+async def test_a_source_made_compacted_under_a_running_worker_ends_it_unless_that_is_accepted(
+    owning: Owning,
+) -> None:
+    watched, _ = await folded(owning, 20)
+    topic = owning.settings.kafka.sources[0]
+    made = ConfigResource("TOPIC", topic, {"cleanup.policy": "compact"})
+    watching = asyncio.create_task(watched.dog.run())
+    try:
+        await asyncio.to_thread(administer, owning.settings, lambda at: at.alter_configs([made]))
+        since = time.monotonic()
+        while not watched.said:
+            await asyncio.sleep(0.05)
+            assert time.monotonic() - since < 10
+    finally:
+        watching.cancel()
+    assert watched.said[0].startswith(f"{topic} is compacted")
+    assert "LIVEVALUE_KAFKA__COMPACTED=accept" in watched.said[0]
+
+    kafka = owning.settings.kafka.model_copy(update={"compacted": "accept"})
+    owning.settings = owning.settings.model_copy(update={"kafka": kafka})
+    accepting = Watched(owning)
+    accepting.owners = watched.owners
+    await accepting.look()
+    assert accepting.said == []
 
 
 async def test_a_log_that_ends_before_the_watermark_is_claimed_again_and_checked(
