@@ -84,6 +84,8 @@ async def gone(
     None: a marker, an aborted record or a hole where a committed record was, or the log's end
     before it. Of what retention has deleted nothing is known. compacted: nor of a hole.
     """
+    if any(offset_of(m) >= held.end for m in marks):
+        held = (await reader.bounds([tp]))[tp]  # what was read since then is no evidence
     inside = {m: at for m in marks if held.start <= (at := offset_of(m)) < held.end}
     there = await reader.these(tp, inside.values()) if inside else {}
     lost = {m for m, at in inside.items() if at not in there or record_mark(there[at]) != m}

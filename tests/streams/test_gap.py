@@ -18,8 +18,9 @@ from livevalue.embedded import Stack
 from streams.emit import Published
 from streams.errors import LogReset, LogTruncated, LogUnavailable
 from streams.gap import Bounds, LogReader
-from streams.logid import check_log, record_mark, rewritten
+from streams.logid import check_log, gone, record_mark, rewritten
 from streams.settings import KafkaSettings
+from streams.trail import Trail, cuts
 from tests.compacting import SEGMENT_S, compact
 
 
@@ -147,6 +148,23 @@ async def test_a_log_that_holds_another_record_or_none_where_one_was_folded_is_a
     admin.close()
     assert not await rewritten(reader, topic, known, held)
     assert not await rewritten(reader, topic, known, (await reader.bounds([topic]))[topic])
+
+
+async def test_what_was_read_after_the_bounds_were_asked_for_is_not_gone(
+    stack: Stack, topic: TopicPartition, reader: LogReader
+) -> None:
+    await produce(stack, topic, (3, True))
+    held = (await reader.bounds([topic]))[topic]
+    await produce(stack, topic, (3, True))
+    later = record_mark((await reader.these(topic, [5]))[5])
+    assert held.end <= 5
+    assert await gone(reader, topic, [later], held) == []
+    # Nor has a log been cut of which more is delivered while its claim asks.
+    trail = Trail()
+    trail.recall(f"0 {later}")
+    assert await cuts(reader, [topic], [trail], {0: 1}, [held]) == {}
+    trail.recall(f"0 {later.replace('5:', '50:', 1)}")
+    assert await cuts(reader, [topic], [trail], {0: 1}, [held]) == {0: 1}
 
 
 async def test_what_compaction_took_is_read_over_wherever_it_lay(
