@@ -40,6 +40,8 @@ EDGE = 0.001  # share of the examples beyond the edge, on either side
 SIGMA = (0.2, 2.0)
 CAP_QUANTILE = 0.999  # of the positive increments: a longer mean is a wholesaler's accident
 OUTPUTS = 3  # q, hazard, mu
+ROUNDS = 50  # of Newton's method; most logs need fewer than ten
+SHORTEST = 1e-6  # share of a step below which none helps
 NAMES = tuple(feature.name for feature in FEATURES)
 
 Doubles = npt.NDArray[np.float64]
@@ -286,6 +288,9 @@ def base_rate(y: Mask) -> float:
 def logistic(z: Floats, y: Mask, ridge: float) -> tuple[Doubles, float]:
     """Weights and bias of a logistic regression: Newton's method with a ridge on the weights.
 
+    A step is halved until the loss falls: undamped, steps on skewed, collinear columns overshoot
+    and never come back (Bitcoin OTC: nGini -.067, damped .895). Hence float64, too.
+
     >>> z = np.linspace(-2, 2, 200, dtype=np.float32)[:, None]
     >>> w, b = logistic(z, z[:, 0] > 0.1, 1.0)
     >>> bool(w[0] > 2 and -b / w[0] < 0.2)
@@ -295,22 +300,38 @@ def logistic(z: Floats, y: Mask, ridge: float) -> tuple[Doubles, float]:
     w, b = np.zeros(size), base_rate(y)
     if y.all() or not y.any():
         return w, b
-    for _ in range(12):
-        p = 1 / (1 + np.exp(-np.clip(z @ w.astype(np.float32) + b, -30, 30)))
-        error = (p - y).astype(np.float32)
-        weight = np.maximum(p * (1 - p), 1e-6).astype(np.float32)
-        gradient = np.append(error @ z + ridge * w, error.sum(dtype=np.float64))
-        weighted = z * weight[:, None]
+    x = z.astype(np.float64)
+    now = logistic_loss(x, y, ridge, w, b)
+    for _ in range(ROUNDS):
+        p = 1 / (1 + np.exp(-np.clip(x @ w + b, -30, 30)))
+        error = p - y
+        weight = np.maximum(p * (1 - p), 1e-6)
+        gradient = np.append(error @ x + ridge * w, error.sum())
+        weighted = x * weight[:, None]
         hessian = np.empty((size + 1, size + 1))
-        hessian[:size, :size] = weighted.T @ z + ridge * np.eye(size)
-        hessian[size, :size] = hessian[:size, size] = weighted.sum(0, dtype=np.float64)
-        hessian[size, size] = weight.sum(dtype=np.float64) + 1e-3
+        hessian[:size, :size] = weighted.T @ x + ridge * np.eye(size)
+        hessian[size, :size] = hessian[:size, size] = weighted.sum(0)
+        hessian[size, size] = weight.sum() + 1e-3
         step = np.linalg.solve(hessian, gradient)
-        step *= min(1.0, 3.0 / max(float(np.abs(step).max()), 1e-12))
-        w, b = w - step[:size], b - float(step[size])
-        if np.abs(step).max() < 1e-5:
+        slope, share = float(gradient @ step), 1.0
+        while share > SHORTEST:
+            to, bias = w - share * step[:size], b - share * float(step[size])
+            loss = logistic_loss(x, y, ridge, to, bias)
+            if loss <= now - 1e-4 * share * slope:
+                break
+            share /= 2
+        else:  # no step helps any more: this is the minimum, as far as floats can tell
+            break
+        gain, w, b, now = now - loss, to, bias, loss
+        if gain < 1e-6 * now:
             break
     return w, b
+
+
+def logistic_loss(x: Doubles, y: Mask, ridge: float, w: Doubles, b: float) -> float:
+    """What `logistic` makes small: negative log likelihood and the ridge of the weights."""
+    said = x @ w + b
+    return float(np.logaddexp(0, said).sum() - said[y].sum() + ridge / 2 * (w @ w))
 
 
 def level(z: Floats, value: Doubles, ridge: float) -> tuple[Doubles, float, float]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from scoring.judging import metrics
 from scoring.zoo import two_part
 from scoring.zoo.seen import moved_by
 from scoring.zoo.two_part import Increment, Labels, Scaling
@@ -15,6 +16,22 @@ def test_logistic_regression_finds_the_weights_that_made_the_data() -> None:
     weights, bias = two_part.logistic(z, y, 1.0)
     assert weights == pytest.approx(truth, abs=0.06)
     assert bias == pytest.approx(-1, abs=0.06)
+
+
+def test_logistic_regression_finds_the_minimum_on_skewed_and_collinear_columns() -> None:
+    rng = np.random.default_rng(0)
+    rare = (rng.random((2_000, 1)) < 0.01) * rng.lognormal(0, 1, (2_000, 1))
+    z = rare * rng.lognormal(0, 0.01, (2_000, 6))
+    z = ((z - z.mean(0)) / z.std(0)).astype(np.float32)
+    y = rng.random(len(z)) < 1 / (1 + np.exp(5 - 6 * rare[:, 0]))
+    weights, bias = two_part.logistic(z, y, 1.0)
+    x = z.astype(np.float64)
+    error = 1 / (1 + np.exp(-(x @ weights + bias))) - y
+    assert np.abs(error @ x + weights).max() < 0.1  # the slope of the penalised loss; was 126
+    assert abs(error.sum()) < 0.1
+    flat = two_part.logistic_loss(x, y, 1.0, np.zeros(6), two_part.base_rate(y))
+    assert two_part.logistic_loss(x, y, 1.0, weights, bias) < flat
+    assert metrics.auc(y, x @ weights + bias) > 0.6  # was .30
 
 
 def test_level_regression_finds_the_weights_that_made_the_data() -> None:
