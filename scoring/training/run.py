@@ -84,9 +84,7 @@ class Run:
             steps=steps,
             epochs=epochs,
             optimizer=optimizer,
-            schedule=torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, settings.rate, total_steps=epochs * steps + 1, pct_start=0.1
-            ),
+            schedule=_one_cycle(optimizer, settings.rate, epochs * steps + 1),
             augment=Augment.of(settings),
             order=order,
             generator=np.random.default_rng(settings.seed),
@@ -163,6 +161,18 @@ def _optimizer(net: Net, settings: TrainingSettings) -> torch.optim.Optimizer:
             return torch.optim.Adam(groups, lr=settings.rate)
         case "adamw":
             return torch.optim.AdamW(groups, lr=settings.rate)
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, rate: float, total: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Up for a tenth of `total` steps, then down.
+
+    torch divides by share * total - 1, the steps of the way up: 0 where `total` is 10. So it is
+    one at least, which leaves every run of 20 steps and more as it was.
+    """
+    up = max(0.1, 2 / total)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=up)
 
 
 def _new_net(examples: Examples, settings: TrainingSettings, columns: Columns) -> Net:

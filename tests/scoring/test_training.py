@@ -102,6 +102,15 @@ def test_a_net_that_no_epoch_bettered_stays_as_it_began(examples: Examples) -> N
     assert all(torch.isfinite(p).all() for p in loop.refit(examples, trained).net.parameters())
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 9])
+def test_a_run_of_few_steps_has_a_way_up_too(examples: Examples, epochs: int) -> None:
+    fitted = examples.rows(~held_out(examples, TrainingSettings()) & examples.mask.any(1))
+    a_step = -(-len(np.unique(fitted.sequence)) // max(1, 9 // epochs))
+    settings = QUICK.model_copy(update={"epochs": epochs, "users_per_batch": a_step})
+    trained = loop.train(examples, settings)  # nine steps: torch divided by 0
+    assert np.isfinite(trained.losses).all()
+
+
 def test_a_log_of_few_users_gets_its_steps_too(examples: Examples) -> None:
     fitted = examples.rows(~held_out(examples, TrainingSettings()) & examples.mask.any(1))
     users = len(np.unique(fitted.sequence))
