@@ -134,6 +134,11 @@ def evaluate(
         raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
     if label_horizon and (staleness or anchor):
         raise typer.BadParameter("--label-horizon goes with neither --staleness nor --anchor")
+    if html is not None and (staleness or anchor):
+        raise typer.BadParameter(
+            "--html goes with neither --staleness nor --anchor: ask for those with --json FILE, "
+            "and for the report by a call of its own"
+        )
     named = (name.strip().replace("-", "_") for name in models.split(","))
     question = Question(
         as_of_ms=tuple(moment_ms(text) for text in as_of.split(",") if text),

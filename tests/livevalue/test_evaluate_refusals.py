@@ -152,6 +152,8 @@ def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> N
         (("--threshold", "much"), "--threshold"),
         (("--horizon", "3h"), "write 28d"),
         (("--label-horizon", "60d", "--staleness", "1h"), "--label-horizon"),
+        (("--html", "report.html", "--staleness", "1h"), "--html goes with neither"),
+        (("--html", "report.html", "--anchor", "first_event"), "--html goes with neither"),
         (("--as-of", "yesterday"), "no date or time"),
     ],
 )
