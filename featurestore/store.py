@@ -93,6 +93,18 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """What the last commit that published a user left beside the states, read atomically.
+
+    None: not there. rank and due_ms as in `Write`; due_ms is this store's own.
+    """
+
+    document: bytes | None = None
+    rank: float | None = None
+    due_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """What a commit writes of one user."""
 
@@ -251,6 +263,7 @@ class FeatureStore(Protocol):
 
     async def document(self, partition: int, user: str) -> bytes | None: ...
     async def documents(self, partition: int, users: Sequence[str]) -> list[bytes | None]: ...
+    async def listed(self, partition: int, users: Sequence[str]) -> list[Listed]: ...
     async def top(self, partition: int, n: int) -> list[tuple[str, float]]: ...
     async def meta(self) -> Meta | None: ...
     async def set_meta(self, meta: Meta) -> None: ...

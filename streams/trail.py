@@ -72,7 +72,8 @@ class Trail:
             return
         epoch, *marks = text.split(" ")
         known = {mark for _, mark in self._marks}
-        self._marks.extendleft((time.monotonic(), m) for m in reversed(marks) if m not in known)
+        before = [(time.monotonic(), mark) for mark in marks if mark not in known]
+        self._marks = deque([*before, *self._marks], maxlen=_MOST)  # the newest stay
         # Whatever was read of two leaders is looked up from the end of the first.
         self.epoch = min((e for e in (self.epoch, int(epoch)) if e != UNKNOWN), default=UNKNOWN)
 

@@ -3,8 +3,9 @@
 For each page of users, read atomically with the watermark they belong to, the log is replayed up to
 exactly that watermark into a scratch store, and user by user the two are compared: exact fields
 (identities, counts, money) bit by bit, features, carries and documents within the tolerances that
-`TOLERANCES` states. Users of whom only the log knows are different too, and so is a document of
-somebody of whom neither knows. The store may move meanwhile: every page has its own watermark, and
+`TOLERANCES` states; rank and due date by what the document says (streams/standing.py). Users of
+whom only the log knows are different too, and so is a document, a rank or a date of somebody of
+whom neither knows. The store may move meanwhile: every page has its own watermark, and
 the replay only ever goes forward; a document that was written after its user's state was read is
 looked at again. While a sweep is pending documents are those of the store that served before:
 states are compared, and such users are counted apart.
@@ -31,7 +32,7 @@ from featurestore.backends.memory import MemoryStore
 from featurestore.columns import NO_TIME
 from featurestore.digest import exact_fields
 from featurestore.state import States, history
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, Listed
 from featurestore.vector import encode
 from scoring.documents import Cause
 from scoring.generation import Generation
@@ -42,6 +43,7 @@ from streams.pipeline import Pipeline
 from streams.replay import Replayed, kafka_steps, replay
 from streams.row import split
 from streams.settings import Settings
+from streams.standing import amiss
 from streams.sweep import pending
 
 _PAGE = 1000
@@ -196,7 +198,7 @@ class _Partition:
         """-> users whose document is newer than their state, unless this is the last look."""
         p = self._partition
         live = await self._store.load(p, users)
-        documents = await self._store.documents(p, users)
+        listed = await self._store.listed(p, users)
         if live.watermark is None:
             return []
         before = self._done.watermarks.get(p)
@@ -207,16 +209,16 @@ class _Partition:
         # Holes of markers look the same, so that upstream transactions excuse as much.
         lacking = any(self._log.holes[s, p] for s in self._compacted)
         both, alone = [], set[str]()
-        for user, a, b, document in zip(users, live.states, mirror.states, documents, strict=True):
+        for user, a, b, shown in zip(users, live.states, mirror.states, listed, strict=True):
             if a is not None and b is not None:
-                both.append((user, split(a), split(b), document))
+                both.append((user, split(a), split(b), shown))
             elif a is not None and lacking:
                 # Nothing to compare with but itself.
                 alone.add(user)
-                both.append((user, split(a), split(a), document))
+                both.append((user, split(a), split(a), shown))
             elif a is not None or b is not None:
                 self._found.add(p, user, ["only in the store" if a else "only in the log"])
-            elif document is not None and not unswept:
+            elif shown != Listed() and not unswept:
                 self._found.add(p, user, ["a document of nobody"])
         if not both:
             return []
@@ -224,7 +226,7 @@ class _Partition:
         return pages.compare(both, last=last, unswept=unswept)
 
 
-_Row = tuple[str, tuple[bytes, bytes], tuple[bytes, bytes], bytes | None]
+_Row = tuple[str, tuple[bytes, bytes], tuple[bytes, bytes], Listed]
 
 
 class _Pages:
@@ -272,10 +274,12 @@ class _Pages:
         expected = self._documents(theirs, their_head, as_of)
         again = []
         for i, name in enumerate(names):
-            document, revision = (None, 0) if unswept else (rows[i][3], int(said["revision"][i]))
+            listed, revision = Listed(), 0
+            if not unswept:
+                listed, revision = rows[i][3], int(said["revision"][i])
             what = exact[i] + ["only in the store"] * (name in self._alone)
             floats = ["features"] * bool(features[i]) + ["carry"] * bool(carry[i])
-            shown = json.loads(document) if document else None
+            shown = json.loads(listed.document) if listed.document else None
             if past["last_ms"][i] == NO_TIME:  # erased
                 newer = shown is not None
             else:
@@ -297,6 +301,8 @@ class _Pages:
                 wrong = self._not_its_own(shown, revision, ours, our_head, said, i)
                 self._found.excepted[name_of] += not wrong
                 what, floats = wrong, []
+            if not newer:
+                what += amiss(listed, self._settings.model.republish_share)
             self._found.add(self._partition, name, what + floats)
         return again
 

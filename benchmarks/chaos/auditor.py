@@ -11,7 +11,8 @@ featurestore.twin.Twin), one partition at a time in one piece, and compares with
 - outputs missing: users whose last document on `scores` is not Redis's byte by byte, or whose
   document tells another history than the twin, and holes in the revisions: a document names the
   revision before it, and that one must have been sent unless a later document of the same
-  transaction has replaced it;
+  transaction has replaced it; where it names none there must have been none, but for the erased
+  and for what a roll-back has undone;
 - outputs twice: a (user, revision) seen twice; backwards: a revision below an earlier one;
 - strangers: users who are held or sent in a partition whose log does not know them (strangers.py);
 - dead letters missing, doubled, or wrong in reason or raw bytes.
@@ -118,8 +119,15 @@ class Unauditable(Exception):
     """The log does not tell what should have come of it."""
 
 
-def audit(settings: Settings, client: redis.Redis) -> Audit:
+def audit(
+    settings: Settings,
+    client: redis.Redis,
+    undone_to: Sequence[Mapping[int, int]] | None = None,
+) -> Audit:
     """Compare what is in the log with what is in Redis and on the output topics.
+
+    undone_to: of each roll-back of Redis, by partition, a commit that was not undone; None: nobody
+    knows what was undone or wiped, and a document that names none before it is believed.
 
     Raises Unauditable where a source is compacted: what it no longer holds would pass for faults.
     """
@@ -136,6 +144,9 @@ def audit(settings: Settings, client: redis.Redis) -> Audit:
         wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, may, found)
         sent = _Sent(scores.get(p, ()), found)
         sent.look_for_holes(_boundaries(published.get(p, ())))
+        if undone_to is not None:
+            never = [user for user, want in wanted.items() if want.erased_ms is None]
+            sent.look_for_beginnings(never, [seqs.get(p, 0) for seqs in undone_to])
         held = _held(client, store, p, list(wanted))
         for user, want in wanted.items():
             _compare_state(user, want, held[user], found)
@@ -319,6 +330,7 @@ class _Sent:
         self._found = found
         self._revisions: dict[str, list[int]] = defaultdict(list)  # in order of sending
         self._before: list[tuple[str, int, int]] = []  # user, revision, the one before it
+        self._begun: dict[str, list[int]] = defaultdict(list)  # revisions that name none before
         self._since: dict[str, int] = {}  # when the history of the last document began
         for record in records:
             user = record.key.decode()
@@ -341,6 +353,8 @@ class _Sent:
         said.append(revision)
         if previous is not None:
             self._before.append((user, revision, int(previous["revision"])))
+        else:
+            self._begun[user].append(revision)
 
     def _look_back(self, user: str, document: Mapping[str, Any]) -> None:
         """A history that begins later than it did is one of which something was forgotten.
@@ -372,6 +386,19 @@ class _Sent:
             if not (at < len(said) and said[at] <= until):
                 self._found.outputs_missing += 1
                 self._found.show("hole", user, before, revision, until)
+
+    def look_for_beginnings(self, users: Sequence[str], undone_to: Sequence[int]) -> None:
+        """Find documents that name none before them though there was one.
+
+        users: who was never erased. undone_to: a commit that each roll-back left. What a roll-back
+        undid may be all that had been said of a user.
+        """
+        for user in users:
+            first = min(self._revisions[user], default=0)
+            for revision in self._begun[user]:
+                if revision > first and not any(first > seq for seq in undone_to):
+                    self._found.outputs_missing += 1
+                    self._found.show("names none before it", user, revision, first)
 
 
 def _boundaries(published: Sequence[Any]) -> list[int]:

@@ -84,6 +84,7 @@ class Faults:
         self.done: Counter[str] = Counter()  # those that did what they are for
         self.in_vain: Counter[str] = Counter()  # those that did not
         self.undone: list[int] = []  # positions that each roll-back took back, if enough
+        self.undone_to: list[dict[int, int]] = []  # by partition, a commit that each one left
         self.coordinators = 0  # brokers restarted for want of a group coordinator
         self._valkey, self._kafka = stack.valkey, stack.kafka
         self._folder = folder
@@ -203,6 +204,7 @@ class Faults:
     def rollback(self) -> Bite:
         files, old = self._valkey.data, self._folder / "old"
         shutil.rmtree(old, ignore_errors=True)
+        self.undone_to.append(self._patiently(self._committed))
         os.kill(self._valkey.pid, signal.SIGSTOP)  # a copy of one moment
         shutil.copytree(files, old)
         os.kill(self._valkey.pid, signal.SIGCONT)
@@ -311,9 +313,20 @@ class Faults:
         return Bite(answered and silent, f"{self._deaf_s:g} s")
 
     def _folded(self) -> int:
+        return sum(self._patiently(self.deployment.positions).values())
+
+    def _committed(self) -> dict[int, int]:
+        """Number of the last commit of each partition."""
+        client = self.deployment.redis
+        partitions = range(self.deployment.settings.kafka.partitions)
+        return {
+            p: int(cast("bytes | None", client.get(f"lv:{{{p}}}:seq")) or 0) for p in partitions
+        }
+
+    def _patiently(self, ask: Callable[[], dict[Any, int]]) -> dict[Any, int]:
         for _ in range(100):
             try:
-                return sum(self.deployment.positions().values())
+                return ask()
             except redis.RedisError:
                 time.sleep(0.05)
         raise AssertionError("Valkey does not answer")

@@ -22,7 +22,7 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource  # type: ignore[import-untyped]
 
 from benchmarks.chaos import load
-from benchmarks.chaos.auditor import Audit, audit
+from benchmarks.chaos.auditor import Audit
 from benchmarks.chaos.faults import Faults, Say
 from livevalue.embedded import Stack
 from streams import broker
@@ -157,7 +157,7 @@ class _Run:
             self._say(f"all is sent after {feed_s:.0f} s: {dict(feeder.sent)}")
             settle_s = self._settle()
             self._say(f"settled after {settle_s:.1f} s")
-            found = audit(deployment.settings, deployment.redis)
+            found = deployment.audit(self._faults.undone_to)
             self._say("audited")
             different = verify(deployment.settings) if scenario.verify else 0
         finally:

@@ -25,6 +25,7 @@ from featurestore.store import (
     Commit,
     CommitOutcome,
     Identity,
+    Listed,
     Loaded,
     Meta,
     OutboxEntry,
@@ -284,6 +285,10 @@ class MemoryStore:
     async def documents(self, partition: int, users: Sequence[str]) -> list[bytes | None]:
         held = self.backing.partition(partition).documents
         return [held.get(user) for user in users]
+
+    async def listed(self, partition: int, users: Sequence[str]) -> list[Listed]:
+        shared, due = self.backing.partition(partition), self._fold(partition).due
+        return [Listed(shared.documents.get(u), shared.ranks.get(u), due.get(u)) for u in users]
 
     async def top(self, partition: int, n: int) -> list[tuple[str, float]]:
         ranks = self.backing.partition(partition).ranks

@@ -48,6 +48,7 @@ from featurestore.store import (
     Commit,
     CommitOutcome,
     Identity,
+    Listed,
     Loaded,
     Meta,
     StoreInfo,
@@ -408,6 +409,28 @@ class RedisStore:
             partition, b"MGET", *[head + user.encode() for user in users]
         )
         return held
+
+    async def listed(self, partition: int, users: Sequence[str]) -> list[Listed]:
+        if not users:
+            return []
+        ids, head = [user.encode() for user in users], self._of(partition, "v:")
+        asked = [
+            [b"MGET", *[head + user for user in ids]],
+            [b"ZMSCORE", self._of(partition, "top"), *ids],
+            [b"ZMSCORE", self._own(partition, "due"), *ids],
+        ]
+        replies = (await self._ask(partition, [b"MULTI"], *asked, [b"EXEC"]))[-1]
+        for reply in replies:
+            if isinstance(reply, ErrorReply):
+                raise failure(str(reply), self._links.where)
+        return [
+            Listed(
+                document,
+                None if rank is None else float(rank),
+                None if due is None else int(float(due)),
+            )
+            for document, rank, due in zip(*replies, strict=True)
+        ]
 
     async def top(self, partition: int, n: int) -> list[tuple[str, float]]:
         if n <= 0:

@@ -97,8 +97,9 @@ def verify(
     """Replay the log up to the store's watermark and compare user by user; exit 1 on differences.
 
     Works on a moving store. Exact: identities, counts, money. Within tolerances: carries and
-    documents. What the order in which topics were read may change is counted apart, by name, and
-    so is what a compacted topic no longer tells.
+    documents, and the rank and the date of the next score, which follow from them. What the order
+    in which topics were read may change is counted apart, by name, and so is what a compacted topic
+    no longer tells.
 
     Example:  livevalue verify --sample 1000
     """

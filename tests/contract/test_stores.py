@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from featurestore.errors import StoreError
-from featurestore.store import Commit, CommitOutcome, FeatureStore, Identity, Meta, Write
+from featurestore.store import Commit, CommitOutcome, FeatureStore, Identity, Listed, Meta, Write
 from tests.contract.deployments import Deployment, commit, mark, write
 
 
@@ -288,6 +288,24 @@ async def test_documents_of_nobody_are_none(deployment: Deployment) -> None:
     store = deployment.open()
     assert await store.documents(0, []) == []
     assert await store.documents(0, ["ada", "bob"]) == [None, None]
+
+
+async def test_what_is_listed_of_a_user_is_read_at_once_and_the_date_is_the_store_s_own(
+    deployment: Deployment,
+) -> None:
+    main, aside, *_ = await _side_by_side(deployment)
+    claim = await aside.claim(0)
+    assert claim.watermark is not None
+    later = mark(2, claim.token, claim.watermark.positions)
+    bob = write("bob", "b", due_ms=(1 << 52) + 1)
+    await commit(aside, claim, claim.watermark, bob, publishes=False, after=later)
+    ada = Listed(b"document main 3", 1.0, 3)
+    assert await main.listed(0, ["bob", "ada"]) == [Listed(), ada]
+    assert await aside.listed(0, ["ada", "bob"]) == [
+        replace(ada, due_ms=None),
+        Listed(due_ms=(1 << 52) + 1),
+    ]
+    assert await main.listed(0, []) == []
 
 
 async def test_a_state_of_a_store_that_does_not_serve_is_replaced_only_where_it_is_as_read(

@@ -326,9 +326,13 @@ class Deployment:
             f"not settled after {patience_s} s: ends {self.ends()}, watermarks {self.watermarks()}"
         )
 
-    def audit(self) -> Audit:
-        """Compare what is in the log with what is in Redis and on the outputs."""
-        return audit(self.settings, self.redis)
+    def audit(self, undone_to: Sequence[Mapping[int, int]] | None = None) -> Audit:
+        """Compare what is in the log with what is in Redis and on the outputs.
+
+        undone_to: of each roll-back of Redis, by partition, a commit that was not undone; None: not
+        known.
+        """
+        return audit(self.settings, self.redis, undone_to)
 
 
 def some_events(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _own_topics(settings: Settings) -> Settings:
 
 
 def test_the_auditor_finds_nothing_where_nothing_is_wrong(settled: Deployment) -> None:
-    found = settled.audit()
+    found = settled.audit([])
     assert found.clean, found
     assert found.records > found.events > 1_000 and 55 < found.users <= 60 and found.letters > 20
     assert found.erased > 15
@@ -146,7 +146,7 @@ def test_the_auditor_sees_what_an_erasure_has_left_or_has_not_said(
     settled.redis.zrem(ranks, user)
     dates = b"lv:main:{%b}:due" % p
     settled.redis.zadd(dates, {user: 1.0})
-    assert _wrong(settled.audit()) == {"users_wrong": 1}
+    assert _wrong(settled.audit([])) == {"users_wrong": 1}
     settled.redis.zrem(dates, user)
 
     scores = settled.read(settled.settings.kafka.scores)
@@ -239,19 +239,19 @@ def test_the_auditor_counts_ranks_and_dates_that_are_not_the_documents(
         assert len(held) > 10
         user, was = held[0]
         settled.redis.zrem(key, user)
-        one = settled.audit()
+        one = settled.audit([])
         assert _wrong(one) == {"users_wrong": 1} and one.examples[0][1] == user.decode()
         off = was * 1.001 if was < 1e9 else was + 400 * day_ms
         for wrong in (off, 0.0):
             settled.redis.zadd(key, {user: wrong})
-            one = settled.audit()
+            one = settled.audit([])
             assert _wrong(one) == {"users_wrong": 1}, wrong
             seen.add(one.examples[0][0])
         settled.redis.delete(key)
-        assert settled.audit().users_wrong == len(held)
+        assert settled.audit([]).users_wrong == len(held)
         settled.redis.zadd(key, dict(held))
     assert seen == {"rank", "due date"}
-    assert settled.audit().clean
+    assert settled.audit([]).clean
 
 
 def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
@@ -301,6 +301,76 @@ def test_the_auditor_counts_an_output_sent_twice_a_hole_and_letters_amiss(
     assert set(_wrong(one)) == {"outputs_missing"} and {e[0] for e in one.examples} == {"hole"}
 
 
+def test_the_auditor_counts_a_document_that_names_none_before_it_though_there_was_one(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = settled.settings.kafka.scores
+    scores = settled.read(name)
+    erased = {r.key for t in settled.settings.kafka.sources for r in settled.read(t) if not r.value}
+    sent = Counter(r.key for r in scores)
+    often = next(key for key, n in sent.items() if n > 2 and key not in erased)
+    first, *_, before, _ = (i for i, r in enumerate(scores) if r.key == often)
+    document = json.loads(scores[before].value) | {"previous": None}
+    forgetful = scores[before]._replace(value=json.dumps(document).encode())
+    told = {name: [*scores[:before], forgetful, *scores[before + 1 :]]}
+    p, begun = scores[first].partition, json.loads(scores[first].value)["revision"]
+    for undone_to, wrong in (
+        ([], {"outputs_missing": 1}),
+        ([{p: begun}], {"outputs_missing": 1}),  # which left the first
+        ([{p: begun}, {p: begun - 1}], {}),
+        (None, {}),
+    ):
+        one = _audit_of(settled, monkeypatch, told, undone_to)
+        assert _wrong(one) == wrong, undone_to
+    # Who was erased begins again.
+    kept = [(r, json.loads(r.value)) for r in scores if r.value]
+    assert any(r.key in erased and not d["previous"] for r, d in kept)
+
+
+def test_letters_that_an_erasure_excuses_may_be_there_once_and_as_they_were(
+    settled: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure after all else of a user who has a letter: his batch may have ended before it."""
+    kafka = settled.settings.kafka
+    logs = {topic: settled.read(topic) for topic in kafka.sources}
+    letters = settled.read(kafka.dlq)
+    place = "__connect.errors."
+
+    def at(letter: Any) -> tuple[Any, ...]:
+        said = {name: value.decode() for name, value in letter.headers}
+        return said[f"{place}topic"], *(int(said[place + k]) for k in ("partition", "offset"))
+
+    def reason(letter: Any) -> str:
+        return str(dict(letter.headers)[f"{place}exception.class.name"].decode())
+
+    parked = next(r for r in letters if reason(r) == "livevalue.late")
+    topic, p, offset = at(parked)
+    log = [r for r in logs[topic] if r.partition == p]
+    user = next(r for r in log if r.offset == offset).key
+    latest = max(r.timestamp for r in log)
+    erase = log[-1]._replace(key=user, value=None, timestamp=latest, offset=log[-1].offset + 1)
+    folded = next(
+        r
+        for r in log
+        if r.key == user and r.value and (topic, p, r.offset) not in {*map(at, letters)}
+    )
+
+    def found(records: list[Any]) -> dict[str, int]:
+        one = _audit_of(settled, monkeypatch, {topic: [*logs[topic], erase], kafka.dlq: records})
+        assert one.letters < due
+        return {name: n for name, n in _wrong(one).items() if name.startswith("letters")}
+
+    due = settled.audit([]).letters
+    others = [r for r in letters if r is not parked]
+    assert found(letters) == found(others) == {}
+    whim = _headed(parked, f"{place}exception.class.name", b"livevalue.conflict")
+    for wrong in (whim, _headed(parked, "livevalue.raw", b"cut"), parked._replace(value=b"other")):
+        assert found([*others, wrong]) == {"letters_wrong": 1}
+    assert found([*letters, parked]) == {"letters_twice": 1}
+    elsewhere = _headed(parked, f"{place}offset", str(folded.offset).encode())
+    assert found([*letters, elsewhere]) == {"letters_wrong": 1}
+
+
 def test_the_auditor_counts_a_revision_that_goes_back_and_a_document_of_another_history(
     settled: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +405,10 @@ def _headed(letter: Any, name: str, value: bytes) -> Any:
 
 
 def _audit_of(
-    settled: Deployment, monkeypatch: pytest.MonkeyPatch, told: dict[str, list[Any]]
+    settled: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, list[Any]],
+    undone_to: Sequence[Mapping[int, int]] | None = (),
 ) -> Audit:
     """The audit, were these the records of these topics."""
 
@@ -344,7 +417,7 @@ def _audit_of(
 
     with monkeypatch.context() as patched:
         patched.setattr("benchmarks.chaos.auditor.read", doctored)
-        return settled.audit()
+        return settled.audit(undone_to)
 
 
 def _event(value: bytes) -> dict[str, Any]:
@@ -380,7 +453,7 @@ def _doctored(
 ) -> None:
     settled.redis.set(key, wrong)
     try:
-        assert _wrong(settled.audit()) == wanted
+        assert _wrong(settled.audit([])) == wanted
     finally:
         settled.redis.set(key, right)
 

@@ -253,6 +253,7 @@ def test_an_operator_looks_at_everything(place: Place, shop: Deployment) -> None
         (("recover", "adopt", "--dry-run"), "nothing to do"),
         (("recover", "wipe", "--dry-run"), '"plan"'),
         (("recover", "rebuild", "--dry-run"), '"plan"'),
+        (("verify",), '"different": 0'),
     ):
         done = place.run("operator", *words, "--json", "-")
         assert done.returncode == 0, (words, done.stderr)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from featurestore.backends.memory import MemoryStore
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
-from featurestore.store import Watermark
+from featurestore.store import Listed, Watermark
 from scoring.generation import prior
 from scoring.scorer import Scorer
 from streams.pipeline import Pipeline, Positions
@@ -56,6 +58,7 @@ async def found(
     damage: str = "",
     spoil: Callable[[bytes | None], bytes | None] = lambda document: document,
     lacking: bool = False,
+    **moved: Any,
 ) -> Verified:
     """What `verify` says of ada, folded live in one order and from the log in another."""
     settings = Settings(features=FeatureSettings(tail_cap=cap))
@@ -68,12 +71,12 @@ async def found(
         for side in (states.settled, states.head):
             side[damage] += 1
         state = states.encode()[0]
-    document = spoil(await ours.store.document(0, "ada"))
+    listed = (await ours.store.listed(0, ["ada"]))[0]
+    document = spoil(listed.document)
+    shown = Listed() if document is None else replace(listed, document=document, **moved)
     what = Verified()
     pages = _Pages(settings, theirs.pipeline, what, 0, lacking=lacking)
-    assert not pages.compare(
-        [("ada", (state, carry), await theirs.row("ada"), document)], last=True
-    )
+    assert not pages.compare([("ada", (state, carry), await theirs.row("ada"), shown)], last=True)
     return what
 
 
@@ -145,9 +148,17 @@ async def test_user_whom_no_order_of_reading_can_change_is_excepted_by_nothing()
     assert what.different == 1
 
 
+async def test_a_rank_and_a_date_that_are_not_the_document_s_are_excepted_by_nothing() -> None:
+    idle: list[Batch] = [(AHEAD, (1, 2)), (BEHIND, ())]
+    for live in (AT_ONCE, idle):
+        for moved, said in (({"rank": 1.0}, "rank"), ({"due_ms": START_MS}, "due date")):
+            what = await found(live, AT_ONCE, **moved)
+            assert (what.different, what.first_differences[0]["differs"]) == (1, [said])
+
+
 def _another_value(document: bytes | None) -> bytes:
     told = json.loads(document or b"{}")
-    told["values"]["d90"]["expected"] += 1000
+    told["values"]["d30"]["expected"] += 1000
     return json.dumps(told).encode()
 
 
@@ -184,7 +195,7 @@ async def test_a_compacted_log_excuses_what_it_may_have_lost_and_no_more() -> No
         assert (what.different, sum(what.excepted.values())) == (1, 0)
     what = await found(WHOLE, LEFT, lacking=True, spoil=_another_value)
     assert (what.different, sum(what.excepted.values())) == (1, 0)
-    assert what.first_differences[0]["differs"] == [".values.d90.expected"]
+    assert what.first_differences[0]["differs"] == [".values.d30.expected"]
 
 
 async def test_an_erasure_that_was_compacted_away_is_no_difference() -> None:

@@ -97,3 +97,9 @@ def test_without_end_it_forgets_the_oldest(clock: Clock) -> None:
     read(made, clock, *range(1, 2 * trail._MOST))
     assert len(made.beyond(0)) == trail._MOST
     assert offset_of(made.beyond(0)[-1]) == 2 * trail._MOST - 1
+    # What another process left behind does not take the place of what we have read.
+    before = Trail()
+    read(before, clock, 1, 2, 3)
+    kept = made.beyond(0)
+    made.recall(before.text(9))
+    assert made.beyond(0) == kept

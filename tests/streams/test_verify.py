@@ -40,6 +40,15 @@ class Rows:
     def delete(self, user: str, kind: str = "state") -> None:
         self._redis.delete(self._at(user, kind))
 
+    def list(self, user: str, what: str, more: float | None) -> None:
+        """Move a user's rank or due date by `more`; None takes it away."""
+        p = partition(user, PARTITIONS, "murmur2")
+        key = f"lv:{{{p}}}:top" if what == "rank" else f"lv:main:{{{p}}}:due"
+        if more is None:
+            assert self._redis.zrem(key, user)
+        else:
+            self._redis.zincrby(key, more, user)
+
 
 def test_every_kind_of_damage_is_found_and_named(
     stack: Stack, topic_prefix: str, tmp_path: Path
@@ -65,6 +74,9 @@ def test_every_kind_of_damage_is_found_and_named(
         rows.delete("user-10", "document")
         rows.set("nobody", rows.get("user-11"))
         rows.set("stranger", rows.get("user-11", "document"), "document")
+        rows.list("user-12", "rank", 1e-3)
+        rows.list("user-13", "due", -1e11)
+        rows.list("user-15", "rank", None)
 
         found = verified(settings)
         assert not any(found["excepted"].values())
@@ -77,6 +89,8 @@ def test_every_kind_of_damage_is_found_and_named(
         assert differs.pop("user-10") == ["document"]
         assert differs.pop("nobody") == ["only in the store"]
         assert differs.pop("stranger") == ["a document of nobody"]
+        assert differs.pop("user-12") == differs.pop("user-15") == ["rank"]
+        assert differs.pop("user-13") == ["due date"]
         assert not differs
         # Just after a flip documents are the other store's: states alone are compared.
         for p in range(PARTITIONS):
@@ -84,7 +98,7 @@ def test_every_kind_of_damage_is_found_and_named(
         waiting = verified(settings)
         named = {d["user_id"] for d in waiting["first_differences"]}
         assert {"user-2", "user-3", "user-6", "nobody"} <= named
-        assert not named & {"user-9", "user-10", "stranger"}
+        assert not named & {"user-9", "user-10", "user-12", "user-13", "stranger"}
         assert 50 < waiting["unswept"] < waiting["users"]
         assert len(rows.get("user-6")) != 0
         assert score != other
