@@ -11,11 +11,14 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.errors import ProducerFenced  # type: ignore[import-untyped]
 
 from featurestore.errors import StoreMismatch
 from featurestore.partitioner import partition
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
+from livevalue.jobs.recovering import recover as job
 from livevalue.jobs.recovery_plans import Found, adopt, serve, wipe
 from livevalue.jobs.storing import archive_log
 from livevalue.output import Refused
@@ -165,6 +168,26 @@ def _all_said(deployment: Deployment) -> bool:
     """Whether everything that the store holds is published."""
     marks = deployment.watermarks().values()
     return all(m.get("published") == f"{m['seq']}:{m['writer']}" for m in marks)
+
+
+async def test_what_an_old_worker_has_open_is_never_published_once_recover_has_looked(
+    deployment: Deployment,
+) -> None:
+    kafka = deployment.settings.kafka
+    old = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=f"{kafka.app}-0")
+    await old.start()
+    try:
+        await old.begin_transaction()
+        said = Published(Identity(9, "old"), (0, 0, 0), "log")
+        await old.send_and_wait(kafka.published, said.encode(), b"0", partition=0)
+        # Not committed, so that the look does not see it: nothing was ever published.
+        done = await job(deployment.settings, "wipe", dry_run=False)
+        assert [row["changes"] for row in done["plan"]] == [False, False]
+        with pytest.raises(ProducerFenced):
+            await old.commit_transaction()
+    finally:
+        await old.stop()
+    assert deployment.read(kafka.published) == []
 
 
 def test_a_log_that_is_cut_again_before_a_worker_follows_it_is_told_from_the_one_adopted(
