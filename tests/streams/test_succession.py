@@ -158,8 +158,8 @@ async def test_an_end_told_while_a_claim_asks_for_it_is_not_forgotten(
     ) -> dict[int, RawRecord]:
         # The claim has asked for the ends; now more arrives and is told, once.
         if not told.is_set():
-            told.set()
             await owning.send(30)
+            told.set()
         return await read(self, tp, offsets)
 
     monkeypatch.setattr(LogReader, "these", later)
