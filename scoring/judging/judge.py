@@ -25,13 +25,14 @@ from scoring.judging.groups import groups, people, populations
 from scoring.judging.history import DAY
 from scoring.judging.past import Past
 from scoring.judging.point_in_time import PointInTime
-from scoring.judging.question import LEAST_USERS, Case, net_horizons
+from scoring.judging.question import Case, net_horizons
 from scoring.judging.scored import Outcome, Scored, measures
 from scoring.judging.targeting import Clicks, targeting
 from scoring.judging.thresholds import RATES, Threshold, rates
 from scoring.judging.validation import Validation
 from scoring.settings import TrainingSettings
 from scoring.training.forecasts import Forecast, score
+from scoring.training.rows import LEAST_USERS
 from scoring.training.splits import held_out
 from scoring.training.trainable import SERVED, TRAINED, Ask, Made
 

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.interface import Prediction
 from scoring.judging.cutoffs import BadQuestion, Ints, choose_cutoffs, stamp
@@ -23,6 +22,7 @@ from scoring.judging.metrics import Values
 from scoring.judging.question import Case, net_horizons
 from scoring.training.examples import ExampleBuilder, Examples
 from scoring.training.forecasts import Forecast
+from scoring.training.rows import LEAST_USERS
 
 
 class PointInTime:
@@ -65,10 +65,11 @@ class PointInTime:
                 " take earlier --train-cutoffs"
             )
         made = self._build(cutoffs, delay)
-        if not made.mask.any(0).all():
+        if made.scarce:
             raise TooLittleData(
-                f"no window of {counted(longest, 'day')} ends by {stamp(self._as_of)}:"
-                " take earlier --train-cutoffs or a shorter --horizon"
+                f"each horizon needs {LEAST_USERS} users with a training window that ends by"
+                f" {stamp(self._as_of)}, there are {made.scarce}: take earlier --train-cutoffs"
+                " (later ones where hardly anybody had come yet) or a shorter --horizon"
             )
         return made
 

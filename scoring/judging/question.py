@@ -31,7 +31,6 @@ __all__ = [
 Population = Literal["all", "buyers", "prospects"]
 
 SHORT_DAYS = (7, 30)  # horizons that a net learns beside the one asked for, as served
-LEAST_USERS = 10  # deciles, and a ranking, want so many
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from scoring.retraining.scan import LogSummary
 from scoring.retraining.settings import RetrainSettings
 from scoring.training.examples import ExampleBuilder, Examples, Log, rolling_cutoffs
 from scoring.training.recipes import Progress, Recipe, expected, fit
-from scoring.training.rows import Ints
+from scoring.training.rows import LEAST_USERS, Ints
 from scoring.training.splits import held_out
 
 SAME = "same recipe"  # as the champion's: the gate is passed by identity
@@ -106,8 +106,17 @@ class Work:
         return Folded(examples, plan, grids)
 
     def candidate(self, recipe: Recipe, folded: Folded) -> Candidate:
-        """The recipe fitted to all that is known, with its figures."""
+        """The recipe fitted to all that is known, with its figures.
+
+        TooLittleData where a horizon has hardly a label: its head would serve as it was drawn.
+        """
         learned = folded.learned(recipe)
+        if learned.scarce:
+            raise TooLittleData(
+                f"each horizon needs {LEAST_USERS} users with a mature label, there are"
+                f" {learned.scarce}: give a longer log, or predict less far"
+                " (LIVEVALUE_MODEL__HORIZONS_DAYS and LIVEVALUE_MODEL__HEADLINE)"
+            )
         fitted = fit(learned, recipe, unit=self.unit, progress=self.tell)
         made, apart = fitted.whole, fitted.apart()
         taught = self.settings.origin_teachers

@@ -15,7 +15,8 @@ changes nothing. In order:
 
 The manifest holds what follows from the log alone (recipe, figures by origin, corrector), so that
 its id does not depend on who was champion; the comparison stands in the report. Where there is too
-little to learn from, `prior` is published, and the report says from which date labels will exist.
+little to learn from, for any one of the horizons, `prior` is published, and the report says from
+which date labels of which horizon will exist.
 
 Takes an iterable of events, never a topic.
 """
@@ -24,9 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
+from featurestore import times
 from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
@@ -40,7 +41,7 @@ from scoring.retraining.candidate import Work
 from scoring.retraining.scan import LogSummary, check, scan
 from scoring.retraining.settings import RetrainSettings
 from scoring.settings import ModelSettings, TrainingSettings
-from scoring.training.examples import DAY_MS, Log
+from scoring.training.examples import Log, labels_from_ms
 from scoring.training.recipes import Progress, Recipe
 from scoring.training.trainable import family
 
@@ -149,10 +150,12 @@ async def _fall_back(
     if promoted:
         await registry.promote(made.id)
     reason = f"too little data: {error}"
-    wait = max(horizons_s[0] * 1000, 7 * DAY_MS) + horizons_s[0] * 1000 + lateness_ms
-    first_ms = summary.start_ms + wait
-    if summary.events and first_ms > summary.clock_ms:
-        first = datetime.fromtimestamp(first_ms / 1000, UTC)
-        days = counted(horizons_s[0] // 86_400, "day")
-        reason += f"; labels of {days} exist from {first:%Y-%m-%d} on"
+    later = [
+        f"of {counted(seconds // 86_400, 'day')} exist from {times.text(at_ms)[:10]} on"
+        for seconds in horizons_s
+        if (at_ms := labels_from_ms(summary.start_ms, horizons_s, lateness_ms, seconds))
+        > summary.clock_ms
+    ]
+    if summary.events and later:
+        reason += f"; labels {', '.join(later)}"
     return RetrainReport(made.id, {}, promoted, reason, trained=False)

@@ -38,9 +38,18 @@ from scoring.training.rows import Examples
 from scoring.training.sequences import Sequences
 from scoring.training.social_graph import Edges, worth
 
-__all__ = ["DAY_MS", "ExampleBuilder", "Examples", "Log", "build", "rolling_cutoffs"]
+__all__ = [
+    "DAY_MS",
+    "ExampleBuilder",
+    "Examples",
+    "Log",
+    "build",
+    "labels_from_ms",
+    "rolling_cutoffs",
+]
 
 DAY_MS = 86_400_000
+TENTH = 10  # of a log is past before the first of its cut-offs
 CHUNK = 4096  # users decoded at once when a cut-off is taken
 
 Ints = npt.NDArray[np.int64]
@@ -57,11 +66,33 @@ def rolling_cutoffs(
     which the shortest horizon is mature. Empty where the log is too short.
     """
     last = clock_ms - lateness_ms - horizons_s[0] * 1000
-    first = start_ms + max((last - start_ms) // 10, min(horizons_s[0] * 1000, 7 * DAY_MS))
+    first = start_ms + max((last - start_ms) // TENTH, _least_past_ms(horizons_s))
     if last <= first:
         return np.empty(0, np.int64)
     count = int(np.clip((last - first) // DAY_MS + 1, 2, most))
     return np.linspace(first, last, count).astype(np.int64)
+
+
+def labels_from_ms(
+    start_ms: int, horizons_s: Sequence[int], lateness_ms: int, horizon_s: int
+) -> int:
+    """What a log's clock must show for `rolling_cutoffs` to hold a mature label of a horizon.
+
+    That is first cut-off + horizon + lateness; the first cut-off moves on while the log grows.
+
+    >>> days = [labels_from_ms(0, (7 * 86400, 90 * 86400), 0, s * 86400) for s in (7, 90)]
+    >>> [round(at / DAY_MS, 1) for at in days]
+    [14.0, 99.2]
+    """
+    reach = horizon_s * 1000 + lateness_ms
+    shortest = horizons_s[0] * 1000 + lateness_ms
+    # The past is a tenth of all up to the last cut-off: past = (clock - shortest) / TENTH.
+    grown = -((shortest - TENTH * reach) // (TENTH - 1))
+    return start_ms + max(_least_past_ms(horizons_s) + reach, grown)
+
+
+def _least_past_ms(horizons_s: Sequence[int]) -> int:
+    return min(horizons_s[0] * 1000, 7 * DAY_MS)
 
 
 class ExampleBuilder:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.inputs import FEATURE_NAMES, positions
 from scoring.interests import INTEREST_NAMES, Directions
 from scoring.interface import Floats
@@ -26,6 +27,8 @@ from scoring.social import NEAR_NAMES, Table
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
+
+LEAST_USERS = 10  # to learn a horizon from, or to judge by: deciles, and a ranking, want so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,20 @@ class Examples:
         at = positions(there, names)
         every = np.concatenate(parts, axis=1)
         return every if at is None else every[:, at]
+
+    @property
+    def scarce(self) -> str:
+        """Horizons of which too few users have a mature label, in words; empty if there is none.
+
+        What a model says of such a horizon, nobody has taught it.
+        """
+        known = [len(np.unique(self.user[mature])) for mature in self.mask.T]
+        few = [
+            f"{users} for {counted(seconds // 86_400, 'day')}"
+            for seconds, users in zip(self.horizons_s, known, strict=True)
+            if users < LEAST_USERS
+        ]
+        return ", ".join(few)
 
     @property
     def active(self) -> Bools:

@@ -43,6 +43,13 @@ def refused(said: Said, *words: str) -> None:
         assert word in said.err, said.err
 
 
+def test_a_horizon_that_hardly_anybody_teaches_is_not_judged(ask: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "shop.csv", orders())
+    early = ("--train-cutoffs", "2024-01-03..2024-01-03/1d")
+    said = ask("evaluate", "shop.csv", *ASKED, *early, "--models", "linear")
+    refused(said, "needs 10 users", "there are 4 for 7 days, 4 for 30 days", "--train-cutoffs")
+
+
 def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> None:
     """The log of the refusals below, without what they spoil."""
     write(tmp_path / "shop.csv", orders())

@@ -91,7 +91,10 @@ def _mixed() -> list[dict[str, Any]]:
     [
         ([], "no event of a known user"),
         (_orders(days=12), "labels of 7 days exist from 2024-01-18 on"),
-        (_orders(users=3, each=6), "increments with value among the mature labels"),
+        (_orders(days=60), "there are 0 for 90 days: give a longer log"),
+        (_orders(days=60), "; labels of 90 days exist from 2024-04-12 on"),
+        (_orders(users=3, each=6), "there are 3 for 7 days, 3 for 30 days, 3 for 90 days"),
+        (_orders(users=30, each=2), "increments with value among the mature labels"),
         (_browsed(_orders()), "holds no purchase"),
         (_orders(users=1, each=400), "one user alone"),
         ([{**row, "amount": 10} for row in _orders()], "all 480 orders have the same value, 10"),
@@ -101,7 +104,8 @@ def _mixed() -> list[dict[str, Any]]:
         (_mixed()[:1], "the log mixes currencies: 1 of 1 event is in one"),
     ],
     ids=[
-        *("empty", "short", "small", "browsed", "one-user", "constant", "refunds", "one-refund"),
+        *("empty", "short", "short-of-90", "until-when", "few-users", "small"),
+        *("browsed", "one-user", "constant", "refunds", "one-refund"),
         *("currencies", "one-foreign"),
     ],
 )

@@ -17,7 +17,7 @@ from featurestore.state import States
 from featurestore.vector import TOKENS, encode
 from scoring.scorer import Scorer
 from scoring.settings import ModelSettings
-from scoring.training.examples import Examples, Log, build, rolling_cutoffs
+from scoring.training.examples import Examples, Log, build, labels_from_ms, rolling_cutoffs
 from tests.scoring.carried import carry_rows
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, cutoff_days, shop
 from tests.scoring.test_scorer import OFFSET, live
@@ -181,3 +181,13 @@ def test_rolling_cut_offs_leave_room_for_the_shortest_label() -> None:
     assert cuts[-1] == clock - 10 * DAY_MS
     assert (np.diff(cuts) > 0).all()
     assert not len(rolling_cutoffs(START_MS, START_MS + 16 * DAY_MS, HORIZONS_S, 3 * DAY_MS))
+
+
+@pytest.mark.parametrize("days", [(7, 30, 90), (1, 2), (30, 365)])
+def test_labels_of_a_horizon_exist_from_the_date_said_on(days: tuple[int, ...]) -> None:
+    horizons_s, lateness_ms = tuple(d * 86_400 for d in days), 3 * DAY_MS
+    for horizon_s in horizons_s:
+        said = labels_from_ms(START_MS, horizons_s, lateness_ms, horizon_s)
+        for clock, there in ((said - DAY_MS, False), (said + 1, True)):
+            cuts = rolling_cutoffs(START_MS, clock, horizons_s, lateness_ms)
+            assert (cuts + horizon_s * 1000 + lateness_ms <= clock).any() == there

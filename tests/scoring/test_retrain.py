@@ -153,6 +153,22 @@ async def test_a_short_log_falls_back_to_the_prior_and_says_when_labels_exist(
     assert await registry.champion() == trained.generation
 
 
+async def test_a_log_too_short_for_one_horizon_trains_nothing_and_the_champion_stays(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    champion = await run(registry)
+    # The first cut-off is at day 10, so labels of 90 days are known at day 103.
+    short = await run(registry, days=102)
+    assert not (short.trained or short.promoted or short.passed)
+    assert await registry.champion() == champion.generation
+    assert (await registry.get(short.generation)).manifest.family == "prior"
+    assert "there are 0 for 90 days" in short.reason
+    assert short.reason.endswith("; labels of 90 days exist from 1997-04-13 on")
+    enough = await run(registry, days=106, promote=False)
+    assert enough.trained, enough.reason
+
+
 def test_scanning_a_log_finds_its_ends() -> None:
     user, time_ms, _ = shop(900, 240)
     found = scan(log())
