@@ -71,12 +71,12 @@ def audit(
         )
     known = src or ([str(folder)] if is_archive(folder) else []) + [KAFKA]
     source = Source(known, settings, options)
-    truth = Truth.of(_told(source.batches(), progress), files=bool(source.files))
+    folded = FoldSettings.of(settings.features, settings.kafka.sources)
+    truth = Truth.of(_told(source.batches(), progress), folded, files=bool(source.files))
     begins_ms = truth.begins_ms
     if begins_ms is None:
         raise Refused(f"there are no events in {' '.join(known)}: name another SRC")
-    sources = settings.kafka.sources
-    lateness_ms = int(FoldSettings.of(settings.features, sources).lateness_ms.max())
+    lateness_ms = int(folded.lateness_ms.max())
     rows: list[Row] = []
     waiting: list[dict[str, Any]] = []
     before: list[str] = []

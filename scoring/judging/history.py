@@ -1,9 +1,9 @@
 """A log as plain columns, for judging: who spent what, when, and when the log knew it.
 
-Independent of the fold on purpose. Labels and baselines are made from these columns, features and
-carries by the fold; where both make the same number, a test holds them equal.
+Independent of the fold on purpose, but for its clocks. Labels and baselines are made from these
+columns, features and carries by the fold; where both make the same number, a test holds them equal.
 
-Shapes: E events that are not repeats, of U users. Times are integer milliseconds, UTC; value in
+Shapes: E events that count, of U users. Times are integer milliseconds, UTC; value in
 major units of the deployment.
 """
 
@@ -16,7 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.clock import Clocks, admit
 from featurestore.columns import NO_ID, NO_TIME, EventBatch
+from featurestore.fold_settings import FoldSettings
 from scoring.judging.metrics import Values
 
 DAY = 86_400_000
@@ -48,14 +50,20 @@ class History:
     log_ms: Ints  # (E,)
     value: Values  # (E,)
     kind: Kinds = field(default_factory=lambda: np.empty(0, np.uint8))  # (E,), or unknown: empty
+    lateness_ms: int = np.iinfo(np.int64).max  # allowed, the largest of the sources
 
     @classmethod
-    def of(cls, log: Iterable[tuple[int, EventBatch]]) -> History:
-        """Gather the columns; repeats of an identity and what was erased are left out."""
+    def of(cls, log: Iterable[tuple[int, EventBatch]], settings: FoldSettings) -> History:
+        """Gather the columns of what counts, by the rules of the fold and in their order.
+
+        Left out is what was erased, then what is from the future of its record, then repeats of an
+        identity among the rest: an event that was left out has used up no identity.
+        """
         users: dict[str, int] = {}
+        clocks: dict[int, Clocks] = {}
         parts: list[tuple[npt.NDArray[np.void], Ints, Ints]] = []
         erased: dict[int, int] = {}
-        for _, batch in log:
+        for partition, batch in log:
             rows = np.fromiter(
                 (users.setdefault(name, len(users)) for name in batch.users),
                 np.int64,
@@ -65,20 +73,25 @@ class History:
                 row = int(rows[erase.user])
                 erased[row] = max(erased.get(row, NO_TIME), erase.record_ms)
             if batch.size:
-                parts.append((batch.events, rows[batch.user], batch.log_ms))
+                before = clocks.get(partition) or Clocks.start(len(settings.lateness_ms))
+                admitted = admit(batch.events, before, settings.lateness_ms, settings.skew_ms)
+                clocks[partition], taken = admitted.clocks, ~admitted.future
+                parts.append((batch.events[taken], rows[batch.user[taken]], batch.log_ms[taken]))
+        lateness_ms = int(settings.lateness_ms.max())
         if not parts:
             none = np.empty(0, np.int64)
-            return cls(users, none, none, none, np.empty(0))
+            return cls(users, none, none, none, np.empty(0), lateness_ms=lateness_ms)
         events, user, log_ms = (np.concatenate(column) for column in zip(*parts, strict=True))
-        keep = ~_repeats(events, user)
         if erased:
             until = np.full(len(users), NO_TIME)
             until[list(erased)] = list(erased.values())
-            keep &= events["record_ms"] > until[user]
-        events, user, log_ms = events[keep], user[keep], log_ms[keep]
+            left = events["record_ms"] > until[user]
+            events, user, log_ms = events[left], user[left], log_ms[left]
+        first = ~_repeats(events, user)
+        events, user, log_ms = events[first], user[first], log_ms[first]
         value = events["value_micro"] / MICRO
         time_ms, kind = (np.ascontiguousarray(events[name]) for name in ("time_ms", "kind"))
-        return cls(users, user, time_ms, log_ms, value, kind)
+        return cls(users, user, time_ms, log_ms, value, kind, lateness_ms)
 
     @property
     def start_ms(self) -> int:
@@ -99,15 +112,18 @@ class History:
         known = self.known(as_of_ms)
         kind = self.kind[known] if len(self.kind) else self.kind
         user, time_ms, log_ms = (c[known] for c in (self.user, self.time_ms, self.log_ms))
-        return History(self.users, user, time_ms, log_ms, self.value[known], kind)
+        value = self.value[known]
+        return History(self.users, user, time_ms, log_ms, value, kind, self.lateness_ms)
 
     def delay_ms(self, as_of_ms: int) -> int:
         """How late the latest event before `as_of_ms` came; labels of the past are whole by then.
 
-        0 for a file without log times, which knows no delay.
+        0 for a file without log times, which knows no delay. Never more than the allowed lateness:
+        nobody waits longer for a label, be a single record late by months.
         """
         known = self.known(as_of_ms)
-        return int((self.log_ms - self.time_ms)[known].max()) if known.any() else 0
+        longest = int((self.log_ms - self.time_ms)[known].max()) if known.any() else 0
+        return min(longest, self.lateness_ms)
 
     def window(self, start_ms: int, end_ms: int, net_by: NetBy) -> Window:
         """Labels: net value in [start, end), never below 0, and activity by unit.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.judging.contenders import DEFAULT, model_names
@@ -71,7 +72,7 @@ class Case:
         cls, log: Log, question: Question, features: FeatureSettings, sources: Sequence[str]
     ) -> Case:
         """BadQuestion where the log cannot answer."""
-        history = History.of(log)
+        history = History.of(log, FoldSettings.of(features, sources))
         check_question(history, question)
         return cls(log, history, question, features, sources)
 

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.columns import NO_TIME
+from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.state import States
 from scoring.generation import Generation
@@ -76,7 +77,7 @@ def silences(
     seed: int = 0,
 ) -> Silences:
     """Silent user-days of `log` at evenly spread instants; `most` of them, drawn at random."""
-    history = History.of(log)
+    history = History.of(log, FoldSettings.of(features, sources))
     names = list(history.users)
     first = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(first, history.user, history.log_ms)

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore import times
 from featurestore.columns import NO_TIME, EventBatch
+from featurestore.fold_settings import FoldSettings
 from scoring.judging import metrics
 from scoring.judging.history import DAY, Bools, History, Ints
 from scoring.judging.metrics import Values
@@ -80,7 +81,13 @@ class Truth:
     shortened_ms: int | None = None  # from when on every part of a shortened log is there
 
     @classmethod
-    def of(cls, log: Iterable[tuple[int, EventBatch]], *, files: bool = False) -> Truth:
+    def of(
+        cls,
+        log: Iterable[tuple[int, EventBatch]],
+        settings: FoldSettings,
+        *,
+        files: bool = False,
+    ) -> Truth:
         """Read a log once.
 
         files: it begins with files, which are whole; their offsets count rows over all partitions.
@@ -104,7 +111,7 @@ class Truth:
                 valued.update(np.unique(source[batch.events["value_micro"] != 0]).tolist())
                 yield partition, batch
 
-        history = History.of(noted())
+        history = History.of(noted(), settings)
         shortened = [ms for (_, one), (offset, ms) in first.items() if offset and one in valued]
         return cls(history, erased, None if files else max(shortened, default=None))
 

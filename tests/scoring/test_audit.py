@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from featurestore.columns import Erase, EventBatch
+from featurestore.fold_settings import FoldSettings
+from featurestore.settings import FeatureSettings
 from scoring.judging.history import DAY
 from scoring.judging.metrics import Values
 from scoring.retraining.audit import (
@@ -28,6 +30,7 @@ from tests.scoring.shoplog import START_MS, batches
 USERS = 2000
 DAYS = 30
 MOMENT = START_MS + 100 * DAY
+FOLD = FoldSettings.of(FeatureSettings(), ["a", "b"])
 
 
 def log(
@@ -73,21 +76,30 @@ def test_a_label_is_the_net_value_from_the_snapshot_to_the_horizon() -> None:
             [0, 0, 0, 0, 1, 2, 2, 9],
             [-1, 0, 29.9, 30, 5, 1, 2, 3],
             [100, 7, 5, 50, -3, 8, -9, 1],
-        )
+        ),
+        FOLD,
     )
     value, active = labels(served(np.ones(5)), truth, DAYS)
     assert value.tolist() == [12, 0, 0, 0, 0]
     assert active.tolist() == [True, False, True, False, False]
 
 
+def test_what_the_fold_rejects_as_future_is_in_no_label() -> None:
+    events = log([0, 0, 0, 1], [1, 2, 3, 4], [7, 100, 5, 9])
+    (_, batch) = events[0]
+    batch.events["record_ms"][1] -= 2 * DAY
+    truth = Truth.of(events, FOLD)
+    assert labels(served(np.ones(2)), truth, DAYS)[0].tolist() == [12, 9]
+
+
 def test_what_a_newer_document_had_seen_is_no_part_of_its_label() -> None:
-    truth = Truth.of(log([0, 0, 1, 1], [0.5, 2, 0, 0.5], [7, 5, 9, 7]))
+    truth = Truth.of(log([0, 0, 1, 1], [0.5, 2, 0, 0.5], [7, 5, 9, 7]), FOLD)
     newer = served(np.ones(2), as_of_ms=np.array([MOMENT + DAY // 2, MOMENT]))
     assert labels(newer, truth, DAYS)[0].tolist() == [5, 7]
 
 
 def test_a_label_is_mature_only_when_the_log_is_past_horizon_and_lateness() -> None:
-    truth = Truth.of(log([0, 0], [0, 33], [1, 1]))
+    truth = Truth.of(log([0, 0], [0, 33], [1, 1]), FOLD)
     assert truth.mature_ms(MOMENT, 30, 3 * DAY) is None
     assert truth.mature_ms(MOMENT + 1, 30, 3 * DAY) == MOMENT + 33 * DAY + 1
     assert truth.mature_ms(MOMENT, 90, 3 * DAY) == MOMENT + 93 * DAY
@@ -108,8 +120,8 @@ def part(
 
 def test_a_log_begins_with_its_first_event_where_no_part_is_shortened() -> None:
     parts = [part(0, 0, [-9, 1]), part(0, 1, [-3, 2]), part(1, 0, [5, 6])]
-    assert Truth.of(parts).begins_ms == MOMENT - 9 * DAY
-    assert Truth.of([]).begins_ms is None
+    assert Truth.of(parts, FOLD).begins_ms == MOMENT - 9 * DAY
+    assert Truth.of([], FOLD).begins_ms is None
 
 
 def test_a_log_begins_with_the_latest_beginning_of_its_shortened_parts() -> None:
@@ -120,28 +132,28 @@ def test_a_log_begins_with_the_latest_beginning_of_its_shortened_parts() -> None
         part(1, 0, [-7, 2], offset=1),
         part(1, 1, [5, 6]),
     ]
-    assert Truth.of(parts).begins_ms == MOMENT - 3 * DAY
+    assert Truth.of(parts, FOLD).begins_ms == MOMENT - 3 * DAY
     # As one batch, in any order of the sources.
-    assert Truth.of([parts[0], parts[3]]).begins_ms == MOMENT - 7 * DAY
+    assert Truth.of([parts[0], parts[3]], FOLD).begins_ms == MOMENT - 7 * DAY
 
 
 def test_a_shortened_source_without_value_is_in_no_label() -> None:
     parts = [part(0, 0, [-9, 1]), part(0, 1, [-3, -1], offset=7, value=0.0)]
-    assert Truth.of(parts).begins_ms == MOMENT - 9 * DAY
+    assert Truth.of(parts, FOLD).begins_ms == MOMENT - 9 * DAY
     parts.append(part(1, 1, [2.0]))  # what the source says elsewhere has value
-    assert Truth.of(parts).begins_ms == MOMENT - 3 * DAY
+    assert Truth.of(parts, FOLD).begins_ms == MOMENT - 3 * DAY
 
 
 def test_files_are_no_shortened_log_though_their_offsets_count_over_all_partitions() -> None:
     parts = [part(0, 0, [-9, 1]), part(1, 0, [-3, -1], offset=7)]
-    assert Truth.of(parts, files=True).begins_ms == MOMENT - 9 * DAY
+    assert Truth.of(parts, FOLD, files=True).begins_ms == MOMENT - 9 * DAY
 
 
 def test_erased_users_are_left_out_and_counted() -> None:
     events = log([0, 1, 2, 3], [-1, -1, -1, -1], [1, 1, 1, 1])
     events.append((0, _erased("u1", MOMENT + DAY)))
     events.append((0, _erased("u2", MOMENT - DAY // 2)))  # who came back before the snapshot
-    left, gone = kept(served(np.arange(4.0)), Truth.of(events))
+    left, gone = kept(served(np.arange(4.0)), Truth.of(events, FOLD))
     assert (left.users, gone) == (["u0", "u2", "u3"], 1)
     assert left.horizons[DAYS].expected.tolist() == [0, 2, 3]
 

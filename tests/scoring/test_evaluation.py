@@ -4,8 +4,10 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from featurestore.columns import EVENT, Erase, EventBatch, Kind
+from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from scoring.generation import prior
 from scoring.judging.baselines.fitted import BASELINES, SECOND_OPINIONS
@@ -29,6 +31,7 @@ Log = list[tuple[int, EventBatch]]
 LOG = shoppers()
 START = min(int(batch.events["time_ms"].min()) for _, batch in LOG)
 AS_OF = START // DAY * DAY + 150 * DAY
+FOLD = FoldSettings.of(FeatureSettings(), ["events"])
 FAST = ("prior", "linear", *BASELINES)
 
 
@@ -105,7 +108,7 @@ def test_a_threshold_is_chosen_by_the_net_that_has_not_seen_who_chooses(
 
 def test_nothing_after_the_cutoff_moves_a_value() -> None:
     """The sum of all values is bias x actual: it must not depend on the future."""
-    history, other = History.of(LOG), History.of(scrambled_after(LOG, AS_OF))
+    history, other = History.of(LOG, FOLD), History.of(scrambled_after(LOG, AS_OF), FOLD)
     end = AS_OF + 30 * DAY
     actual = history.window(AS_OF, end, "user-day").value.sum()
     changed = other.window(AS_OF, end, "user-day").value.sum()
@@ -120,24 +123,59 @@ def test_nothing_after_the_cutoff_moves_a_value() -> None:
 
 def test_late_arrivals_are_unknown_before_they_arrive() -> None:
     late = shoppers(delay_ms=3 * DAY)
-    known = History.of(late).known(AS_OF)
-    assert History.of(late).time_ms[known].max() < AS_OF - 3 * DAY
-    assert History.of(late).delay_ms(AS_OF) == 3 * DAY
+    known = History.of(late, FOLD).known(AS_OF)
+    assert History.of(late, FOLD).time_ms[known].max() < AS_OF - 3 * DAY
+    assert History.of(late, FOLD).delay_ms(AS_OF) == 3 * DAY
     kept = [batch.log_ms.max() for _, batch in before(late, AS_OF)]
     assert max(kept) < AS_OF
 
 
-def test_labels_equal_those_of_the_training_examples() -> None:
+def test_one_record_that_is_late_by_months_makes_nobody_wait_for_labels() -> None:
+    last = [i for i, (_, batch) in enumerate(LOG) if batch.log_ms.max() < AS_OF][-1]
+    (_, batch) = LOG[last]
+    events = batch.events.copy()
+    events["time_ms"][-1] -= 140 * DAY
+    log = [*LOG[:last], (0, replace(batch, events=events)), *LOG[last + 1 :]]
+    assert History.of(log, FOLD).delay_ms(AS_OF) == 3 * DAY
+    assert [run["model"] for run in ask(log, models=("linear", "pareto_gg")).runs]
+
+
+def premature(log: Log) -> Log:
+    """Each batch twice: events of tomorrow as recorded today, then the same with their time."""
+    return [
+        (partition, replace(batch, events=events))
+        for partition, batch in log
+        for events in (_ahead(batch), batch.events)
+    ]
+
+
+def _ahead(batch: EventBatch) -> NDArray[np.void]:
+    events = batch.events.copy()
+    events["time_ms"] += DAY
+    return events
+
+
+def test_what_is_from_the_future_of_its_record_counts_nowhere_and_uses_up_no_identity() -> None:
+    history, other = History.of(LOG, FOLD), History.of(premature(LOG), FOLD)
+    assert other.user.tolist() == history.user.tolist()
+    assert other.time_ms.tolist() == history.time_ms.tolist()
+    here, there = ask(LOG), ask(premature(LOG))
+    assert there.runs[0]["users"] == here.runs[0]["users"]
+    assert there.scored[0].actual.sum() == here.scored[0].actual.sum()
+
+
+@pytest.mark.parametrize("log", [LOG, premature(LOG)], ids=["in-time", "premature"])
+def test_labels_equal_those_of_the_training_examples(log: Log) -> None:
     """Two independent ways to the same number."""
     horizons = (7, 30)
     rows = build(
-        LOG,
+        log,
         FeatureSettings(),
         ["events"],
         [days * DAY // 1000 for days in horizons],
         np.array([AS_OF]),
     )
-    history = History.of(LOG)
+    history = History.of(log, FOLD)
     at = [history.users[rows.users[u]] for u in rows.user]
     for h, days in enumerate(horizons):
         window = history.window(AS_OF, AS_OF + days * DAY, "event")
@@ -150,7 +188,7 @@ def test_labels_equal_those_of_the_training_examples() -> None:
 def test_populations_part_the_users() -> None:
     counts = {p: ask(LOG, population=p).runs[0]["users"] for p in ("all", "buyers")}
     assert ask(LOG).runs[0]["population"] == "buyers"
-    seen = np.unique(History.of(LOG).user[History.of(LOG).known(AS_OF)])
+    seen = np.unique(History.of(LOG, FOLD).user[History.of(LOG, FOLD).known(AS_OF)])
     assert counts["all"] == len(seen)
     assert 0 < counts["buyers"] <= counts["all"]
     # shoppers without an order by then, who looked, and bought a day later
@@ -163,15 +201,20 @@ def test_populations_part_the_users() -> None:
 
 
 def test_repeats_and_erased_users_do_not_count() -> None:
-    history = History.of(LOG)
-    assert len(History.of([*LOG, *LOG]).user) == len(history.user)
+    history = History.of(LOG, FOLD)
+    assert len(History.of([*LOG, *LOG], FOLD).user) == len(history.user)
     batch = LOG[0][1]
     last = replace(batch, erases=[Erase(0, 0, int(batch.events["record_ms"].max()))])
-    gone = History.of([(0, last), *LOG[1:]])
+    gone = History.of([(0, last), *LOG[1:]], FOLD)
     name = batch.users[0]
     removed = ((history.user == history.users[name]) & (history.time_ms <= last.log_ms[-1])).sum()
     assert removed > 0
     assert len(gone.user) == len(history.user) - removed
+    # What is said again after the erasure is no repeat of what is forgotten.
+    events = batch.events.copy()
+    events["record_ms"] = last.erases[0].record_ms + 1
+    anew = History.of([(0, last), (0, replace(batch, events=events)), *LOG[1:]], FOLD)
+    assert len(anew.user) == len(history.user)
 
 
 def test_an_order_taken_back_the_same_day_is_none_by_day_and_one_by_event() -> None:

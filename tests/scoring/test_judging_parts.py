@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from featurestore.columns import Kind
+from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from scoring.judging import figures, metrics, thresholds
 from scoring.judging.baselines.fitted import BASELINES
@@ -25,6 +26,7 @@ from tests.scoring.logs import START, shoppers
 
 LOG = shoppers(users=300)
 AS_OF = START // DAY * DAY + 150 * DAY
+FOLD = FoldSettings.of(FeatureSettings(), ["events"])
 
 
 def ask(**said: object) -> Report:
@@ -83,7 +85,7 @@ def test_the_threshold_is_chosen_on_an_earlier_window_that_had_ended() -> None:
     assert found["validation"]["as_of"] == "1970-05-12T00:00:00Z"  # 30 days before
     assert found["validation"]["users"] > found["validation"]["positive"] > 0
     # as anybody would who stands at that cut-off
-    past = Past.of(History.of(LOG), AS_OF, "user-day")
+    past = Past.of(History.of(LOG, FOLD), AS_OF, "user-day")
     then = Validation.before(past, 30, "buyers")
     assert not isinstance(then, str)
     said = BASELINES["pareto_gg"](then.past, [30])[0]
@@ -183,7 +185,7 @@ def test_a_log_of_orders_alone_has_no_click_through_and_says_why() -> None:
 
 
 def test_tenure_and_evidence_part_the_population() -> None:
-    past = Past.of(History.of(LOG), AS_OF, "user-day")
+    past = Past.of(History.of(LOG, FOLD), AS_OF, "user-day")
     found = list(groups(past, "buyers"))
     for by in ("tenure", "evidence"):
         parts = np.sum([group.at for group in found if group.by == by], axis=0)

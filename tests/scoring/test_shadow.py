@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from featurestore.columns import EVENT, Erase, EventBatch, Kind
+from featurestore.fold_settings import FoldSettings
+from featurestore.settings import FeatureSettings
 from scoring.judging.metrics import Values
 from scoring.retraining.audit import Predicted, Served, Thresholds, Truth
 from scoring.retraining.shadow import Judged, Pair, compare, whole
@@ -32,13 +34,14 @@ def truth(value: dict[str, tuple[int, float]], erased: str = "") -> Truth:
     users = [*value, "end"]
     events = np.zeros(len(users), EVENT)
     events["time_ms"] = [*(at for at, _ in value.values()), 20 * DAY]
+    events["record_ms"] = events["time_ms"]
     events["value_micro"] = [*(int(worth * 1e6) for _, worth in value.values()), 1]
     events["kind"] = Kind.PURCHASE
     rows = np.arange(len(users), dtype=np.int32)
     erases = [Erase(users.index(erased), 0, 15 * DAY)] if erased else []
     at = events["time_ms"].copy()
     batch = EventBatch(users, rows, events, rows.astype(np.int64), at, erases, [])
-    return Truth.of([(0, batch)], files=True)
+    return Truth.of([(0, batch)], FoldSettings.of(FeatureSettings(), ["s0"]), files=True)
 
 
 def test_the_one_that_ranks_as_users_spend_is_ahead() -> None:
