@@ -81,7 +81,7 @@ class Source:
     ) -> None:
         self._settings = settings
         self._codec = Codec(settings)
-        self._rejected: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()  # by the last reading by `batches`
         self._warnings: list[str] | None = None
         self.kafka = KAFKA in src
         self.archives = [Path(s) for s in src if s != KAFKA and is_archive(Path(s))]
@@ -100,7 +100,7 @@ class Source:
 
         counts: what a replay counted; without, what the last reading by `batches` did.
         """
-        facts = rejections(self._rejected if counts is None else counts, self.file_log)
+        facts = rejections(self.rejected if counts is None else counts, self.file_log)
         if self.kafka and self._warnings is None:
             self._warnings = caveats(self._settings)
         return {**facts, "warnings": self._warnings or []}
@@ -146,10 +146,10 @@ class Source:
         left = threading.Event()
 
         async def read() -> None:
-            self._rejected.clear()
+            self.rejected.clear()
             async with aclosing(self.steps()) as steps:
                 async for step in steps:
-                    self._rejected.update(f"rejected_{one.reason}" for one in step.rejected)
+                    self.rejected.update(f"rejected_{one.reason}" for one in step.rejected)
                     _put(ready, (step.partition, step.batch), left)
 
         def run() -> None:

@@ -104,6 +104,11 @@ def retrain(
                     progress=tell,
                 )
             )
+        if "events" in facts:
+            out.say(
+                f"folded: {counted(facts['events'], 'event')}, {facts['applied']:,} applied,"
+                f" {counted(facts['duplicates'], 'duplicate')}"
+            )
         for line in lines(facts):
             out.say(line)
         _show_gate(facts["metrics"], out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from scoring.training import trainable
 from scoring.training.examples import Log
 from streams.errors import Stale
 from streams.pipeline import Base
-from streams.replay import Progress
+from streams.replay import Progress, Replayed
 from streams.settings import Settings
 from streams.stores import Stores
 
@@ -212,7 +213,7 @@ async def retrain(
             promote=False,
             progress=progress,
         )
-        facts = {**report.as_json(), **source.rejections(), **moved}
+        facts = _facts(report, source, moved)
         if serve and report.passed and await registry.champion() != report.generation:
             if await stores.store().active(0) is None:
                 await registry.promote(report.generation)
@@ -261,4 +262,13 @@ def _unmoved(
     report = job.RetrainReport(
         found["generation"], {}, promoted=False, reason=reason, trained=False
     )
-    return {**report.as_json(), **source.rejections(), **moved}
+    return _facts(report, source, moved)
+
+
+def _facts(report: job.RetrainReport, source: Source, moved: dict[str, Any]) -> dict[str, Any]:
+    """What a retrain says; of what was folded the counts of a replay, by the same names."""
+    facts = report.as_json()
+    outcomes = facts.pop("outcomes")
+    counts = Counter(outcomes) + source.rejected
+    folded = Replayed(counts.total(), counts).as_json() if outcomes else {}
+    return {**facts, **folded, **source.rejections(counts), **moved}

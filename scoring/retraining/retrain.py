@@ -23,8 +23,8 @@ Takes an iterable of events, never a topic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from featurestore import times
@@ -56,6 +56,9 @@ class RetrainReport:
     reason: str
     passed: bool = False  # the gate's word, whether or not a promotion was asked for
     trained: bool = True  # False: there was too little to learn from
+    # What became of the events in the fold, by outcome: of all users, or of those drawn where there
+    # are too many. Empty where nothing was folded.
+    outcomes: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -92,14 +95,17 @@ async def retrain(
     old, lost = await _champion(registry, champion)
     theirs = Recipe.of(old.manifest) if old is not None else None
     work = Work(summary, lateness_ms, horizons_s, headline, settings, unit, tell)
+    outcomes: Mapping[str, int] = {}
     try:
         check(summary, flat_prices=settings.flat_prices)
         folded = work.fold(log(), features, sources, [r for r in (recipe, theirs) if r])
+        outcomes = folded.examples.outcomes
         candidate = work.candidate(recipe, folded)
     except TooLittleData as error:
-        return await _fall_back(
+        prior_report = await _fall_back(
             registry, model, champion, summary, lateness_ms, horizons_s, error, promote
         )
+        return replace(prior_report, outcomes=outcomes)
     made, facts = candidate.made, candidate.facts
     names = made.manifest.features or FEATURE_NAMES
     checks.require(
@@ -120,7 +126,8 @@ async def retrain(
     await registry.publish(made)
     if passed and promote:
         await registry.promote(made.id)
-    return RetrainReport(made.id, facts, passed and promote, reason, passed)
+    done = passed and promote
+    return RetrainReport(made.id, facts, done, reason, passed, outcomes=outcomes)
 
 
 async def _champion(registry: Registry, champion: str | None) -> tuple[Generation | None, str]:

@@ -126,6 +126,7 @@ class ExampleBuilder:
         self._kinds: set[int] = set()
         self._first_ms: int | None = None
         self._clock_ms = 0
+        self._outcomes = np.zeros(len(Outcome), np.int64)
         self._rows: list[_Rows] = []
         self._sequences = Sequences()
         self._values = ValueEvents()
@@ -183,6 +184,8 @@ class ExampleBuilder:
             row = int(index[erase.user])
             if row >= 0:
                 self._erased_ms[row] = max(self._erased_ms[row], erase.record_ms)
+        kept_events = folded.outcome[index[batch.user] >= 0]
+        self._outcomes += np.bincount(kept_events, minlength=len(Outcome))
         self._remember_values(batch, folded, index)
         self._remember_edges(batch, folded)
         self._sequences.step(folded, index)
@@ -284,6 +287,7 @@ class ExampleBuilder:
             extra_names=tuple(f.name for f in more),
             table=None,
             words=made.words,
+            outcomes={o.name.lower(): int(self._outcomes[o]) for o in Outcome},
         )
 
     def _with_neighbours(self, rows: Examples) -> Examples:

@@ -12,7 +12,7 @@ end to end, T tokens. Times are integer milliseconds, UTC; value in major units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,7 @@ class Examples:
     extra_names: tuple[str, ...]  # (E,)
     table: Table | None  # neighbours at the log's clock; None where the log has no edge
     words: Floats  # (N, WORDS) hashed words, rows of length 1 or 0; (N, 0) where not folded
+    outcomes: Mapping[str, int]  # what became of the events of `users` in the fold, none left out
 
     def __len__(self) -> int:
         return len(self.user)

@@ -121,6 +121,34 @@ def test_a_log_that_teaches_nothing_is_refused_and_the_champion_stays(
     assert _serves(tmp_path) == champion
 
 
+def test_a_retrain_counts_what_it_folded_as_a_replay_does(tmp_path: Path, champion: str) -> None:
+    rows = _orders()
+    arrived = {"log_time": START_MS + 210 * DAY_MS}
+    bad = [
+        rows[0],  # again
+        {**rows[1], "amount": rows[1]["amount"] + 1},  # other content under one id
+        {**rows[2], "event_id": "ahead", "event_time": arrived["log_time"] + DAY_MS},
+        {**rows[3], "event_id": "none", "amount": "much"},
+    ]
+    last = {**rows[4], "event_id": "last", "event_time": arrived["log_time"]}
+    looked = {**_browsed(rows[5:6])[0], "event_id": "look", "event_time": arrived["log_time"]}
+    late = {**looked, "event_id": "late", "event_time": START_MS}
+    log = tmp_path / "log.jsonl"
+    everything = [*rows, *({**row, **arrived} for row in (*bad, last, looked, late))]
+    log.write_text("".join(json.dumps(row) + "\n" for row in everything))
+    quick = {"LIVEVALUE_RETRAIN__ORIGINS": "0", "LIVEVALUE_TRAINING__FAMILY": "linear"}
+    words = ("retrain", str(log), "--publish-only", "--json", "found.json")
+    done = _command(tmp_path, *words, **quick)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    replayed = json.loads(_command(tmp_path, "replay", str(log), "--json", "-").stdout)
+    counts = ("events", "applied", "rejected", "late", "duplicates", "reasons", "first_rejections")
+    assert {name: found[name] for name in counts} == {name: replayed[name] for name in counts}
+    assert found["late"] == 1
+    assert set(found["reasons"]) == {"invalid_field", "conflict", "future", "late"}
+    assert "482 applied, 1 duplicate" in done.stdout and "1 conflict" in done.stdout
+
+
 def test_a_family_that_does_not_exist_is_refused_and_the_champion_stays(
     tmp_path: Path, champion: str
 ) -> None:

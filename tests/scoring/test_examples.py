@@ -170,6 +170,9 @@ def test_a_share_of_users_is_the_same_rows_of_fewer_users() -> None:
     whole, part = examples(delayed()), examples(delayed(), share=0.5)
     assert 10 < len(np.unique(part.user)) < 50
     kept = np.isin(np.array(whole.users)[whole.user], part.users)
+    # Only of those who are drawn is it known what was said before.
+    assert 0 < sum(part.outcomes.values()) < sum(whole.outcomes.values())
+    assert part.outcomes["applied"] + part.outcomes["applied_late"] == sum(part.outcomes.values())
     np.testing.assert_array_equal(whole.features[kept], part.features)
     np.testing.assert_array_equal(whole.value[kept], part.value)
 
