@@ -47,7 +47,9 @@ class Reference(BaseModel):
     as_of_ms: int = Field(description="newest cut-off of the training rows")
     seen_within_s: int = Field(description="users with an event so recent are compared")
     users: int
-    columns: dict[str, Bins] = Field(description="of features, and of predictions as d7.expected")
+    columns: dict[str, Bins] = Field(
+        description="of what is read, and of predictions as d7.expected"
+    )
 
 
 class Manifest(BaseModel):

@@ -64,8 +64,20 @@ def audit(
         int,
         typer.Option(metavar="N", min=1, help="No alarm below N users active or expected to be."),
     ] = 100,
+    psi: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            show_default="setting retrain.psi",
+            help="Alarm where a column's stability index is above X; with --drift.",
+        ),
+    ] = None,
     fail_on_alarm: Annotated[
-        bool, typer.Option("--fail-on-alarm", help="Exit 1 where the newest rows hold an alarm.")
+        bool,
+        typer.Option(
+            "--fail-on-alarm", help="Exit 1 where the newest rows or the drift hold an alarm."
+        ),
     ] = False,
     metrics: Annotated[
         Path | None,
@@ -84,7 +96,9 @@ def audit(
     Each day's snapshot of the served values is joined with what users then spent, once that is
     known: snapshot + horizon + allowed lateness. Rows are by generation, horizon and evidence;
     `!` marks an alarm. Take snapshots with --snapshot, or with `livevalue archive --every 1h`. What
-    `livevalue shadow` kept of another generation is compared with what served then.
+    `livevalue shadow` kept of another generation is compared with what served then. --drift looks
+    at each column that the serving generation reads, and at what it predicts: are the live users
+    still spread over it as those of the training were?
 
     Example:  livevalue audit --metrics /var/lib/node_exporter/livevalue.prom
 
@@ -94,6 +108,8 @@ def audit(
     from livevalue.bars import bar
     from livevalue.jobs import auditing, shadowing, snapshots
 
+    if psi is not None and not drift:
+        raise typer.BadParameter("--psi is a limit of --drift: give both, or neither")
     out = Output(json)
     settings = running.settings()
     if snapshot:
@@ -106,7 +122,7 @@ def audit(
     drifted = None
     if drift:
         with bar(out, "users") as tell:
-            drifted = asyncio.run(auditing.drift(settings, lambda n: tell(n, None)))
+            drifted = asyncio.run(auditing.drift(settings, psi, lambda n: tell(n, None)))
         _show_drift(drifted, out)
     # With --drift alone there need be no snapshot yet.
     facts = auditing.unjudged()
@@ -121,6 +137,8 @@ def audit(
             )
         _show(facts, out)
         _show_shadows(facts["shadow"], out)
+    if drifted is not None:
+        facts["alarm"] = facts["alarm"] or drifted["drifted"] is True
     if metrics is not None:
         auditing.write_metrics(metrics, facts, drifted)
     out.result(facts if drifted is None else {**facts, "drift": drifted})
@@ -234,7 +252,8 @@ def _show_shadows(found: dict[str, Any], out: Output) -> None:
 
 def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     """The columns that moved most."""
-    from scoring.retraining.drift import DRIFTED, STABLE, band
+    from scoring.retraining.drift import STABLE, band
+    from scoring.retraining.settings import DRIFTED
 
     if drifted["psi"] is None:
         out.say(f"drift cannot be told: {drifted['reason']}")
@@ -245,6 +264,9 @@ def _show_drift(drifted: dict[str, Any], out: Output) -> None:
         f"{then['as_of'][:10]}, generation {drifted['generation'][:12]}; below {STABLE} stable, "
         f"beyond {DRIFTED} drifted; totals and ages are not compared, they grow anyway"
     )
-    shown = list(drifted["columns"].items())[:_TOP]
-    out.table(("column", "PSI", ""), ((name, f"{x:.3f}", band(x)) for name, x in shown))
+    shown, limit = list(drifted["columns"].items())[:_TOP], drifted["limit"]
+    out.table(
+        ("column", "PSI", "", ""),
+        ((name, f"{x:.3f}", band(x), "! psi" if x > limit else "") for name, x in shown),
+    )
     out.say("")

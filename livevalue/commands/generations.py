@@ -51,7 +51,7 @@ def retrain(
         float | None,
         typer.Option(
             min=0,
-            show_default="0.25",
+            show_default="setting retrain.psi",
             help="Population stability index beyond which they have; with --if-drifted.",
         ),
     ] = None,
@@ -81,25 +81,25 @@ def retrain(
     from livevalue.jobs.generating import retrain as job
     from livevalue.rejections import lines
     from livevalue.repeating import repeatedly
-    from scoring.retraining.drift import DRIFTED
 
     if psi is not None and not if_drifted:
         raise typer.BadParameter("--psi is a limit of --if-drifted: give both, or neither")
-    beyond = (DRIFTED if psi is None else psi) if if_drifted else None
     out = Output(json)
     files = options(columns, type_, order_lines, anonymous)
 
     def once() -> None:
+        settings = running.settings()
+        beyond = settings.retrain.psi if psi is None else psi
         with stages(out) as tell:
             facts = asyncio.run(
                 job(
-                    running.settings(),
+                    settings,
                     src,
                     files,
                     out.say,
                     serve=not publish_only,
                     base=base or (),
-                    drifted_beyond=beyond,
+                    drifted_beyond=beyond if if_drifted else None,
                     family=family,
                     progress=tell,
                 )

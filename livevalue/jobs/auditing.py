@@ -183,13 +183,16 @@ def _told(log: Any, progress: Callable[[int], None] | None) -> Any:
 
 
 async def drift(
-    settings: Settings, progress: Callable[[int], None] | None = None
+    settings: Settings,
+    beyond: float | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """The live users against the training population of the generation that serves.
 
     `psi` is the largest index of any column, None where nothing can be said; `reason` says why.
     So it is while stores flip to another generation: then two populations are served, and
-    `generation` is None.
+    `generation` is None. `drifted` is whether `psi` is above `limit`, which is `beyond` or the
+    setting `retrain.psi`; None where `psi` is.
     """
     stores = Stores(settings)
     try:
@@ -203,6 +206,8 @@ async def drift(
             "generation": made.id if len(serving) == 1 else None,
             "as_of": times.text(now_ms),
             "psi": None,
+            "limit": settings.retrain.psi if beyond is None else beyond,
+            "drifted": None,
             "columns": {},
             "reference": None,
         }
@@ -218,7 +223,7 @@ async def drift(
             what = "is not trained" if made.manifest.family == "prior" else "keeps no population"
             reason = f"generation {made.short} {what}, so there is nothing to compare with"
             return {**facts, "users": 0, "reason": reason}
-        tally = drifting.Tally(reference, made.manifest.horizons_s)
+        tally = drifting.Tally(reference, made.manifest.horizons_s, drifting.read_by(made.manifest))
         for partition, scorer in scorers.items():
             store = live[partition]
             seen: set[str] = set()
@@ -243,6 +248,7 @@ async def drift(
                 if not cursor:
                     break
         found = tally.psi()
+        largest = next((round(x, 4) for x in found.values()), None)
         reason = (
             ""
             if found
@@ -255,7 +261,8 @@ async def drift(
         return {
             **facts,
             "users": tally.users,
-            "psi": next((round(x, 4) for x in found.values()), None),
+            "psi": largest,
+            "drifted": None if largest is None else largest > facts["limit"],
             "columns": {name: round(x, 4) for name, x in found.items()},
             "reference": {"as_of": times.text(reference.as_of_ms), "users": reference.users},
             "reason": reason,
@@ -306,6 +313,9 @@ def write_metrics(file: Path, facts: dict[str, Any], drifted: dict[str, Any] | N
         )
         for name, index in drifted["columns"].items():
             psi.labels(name).set(index)
+        if drifted["drifted"] is not None:
+            # Of all users and horizons at once: to Prometheus an empty label is none.
+            alarm.labels(drifted["generation"][:12], "", "", "psi").set(drifted["drifted"])
     try:
         write_to_textfile(str(file), registry)
     except OSError as error:

@@ -194,12 +194,10 @@ async def retrain(
         source = Source(src, settings, options)
         moved: dict[str, Any] = {}
         if drifted_beyond is not None:
-            found = await _drift(settings)
-            moved = {"psi": found["psi"], "drifted": None}
-            if found["psi"] is not None:
-                moved["drifted"] = found["psi"] > drifted_beyond
-                if not moved["drifted"]:
-                    return _unmoved(found, drifted_beyond, source, moved)
+            found = await _drift(settings, drifted_beyond)
+            moved = {"psi": found["psi"], "drifted": found["drifted"]}
+            if found["drifted"] is False:
+                return _unmoved(found, drifted_beyond, source, moved)
             told(f"drift: {found['reason'] or found['psi']}")
         report = await job.retrain(
             _readings(source),
@@ -244,14 +242,14 @@ def _readings(source: Source) -> Callable[[], Log]:
     return counted
 
 
-async def _drift(settings: Settings) -> dict[str, Any]:
+async def _drift(settings: Settings, beyond: float) -> dict[str, Any]:
     """As `livevalue audit --drift` tells it; where nothing is served yet, nothing can be told."""
     from livevalue.jobs import auditing  # loads Parquet's reader, which nothing else here needs
 
     try:
-        return await auditing.drift(settings)
+        return await auditing.drift(settings, beyond)
     except Refused as error:
-        return {"psi": None, "reason": str(error)}
+        return {"psi": None, "drifted": None, "reason": str(error)}
 
 
 def _unmoved(

@@ -1,8 +1,9 @@
 """Drift: are the users who are scored now still like those that a generation was trained on?
 
-At training the manifest takes, at the newest cut-off, the deciles of each feature and of each
-horizon's prediction (scoring.generation.Reference). Later the live users are counted into the
-same bins, and the population stability index says how far the shares have moved:
+At training the manifest takes, at the newest cut-off, the deciles of each column that the
+generation reads (scoring.inputs: the fold's features, what is held, edges, interests, neighbours)
+and of each horizon's prediction (scoring.generation.Reference). Later the live users are counted
+into the same bins, and the population stability index says how far the shares have moved:
 
     PSI = sum over bins of (now - then) x ln(now / then)
 
@@ -14,9 +15,11 @@ users on each side no column of an undrifted population comes near .25.
 
 What is compared: users with an event within the longest horizon, since all who ever came only
 grow older and more; and columns that the generation was trained on, without totals and ages, which
-rise with the calendar however steady the business is.
+rise with the calendar however steady the business is. What is known of neighbours is as old as the
+generation's table, and whom that does not know has 0: a table that has grown old shows here, too.
+A generation of an earlier version kept the fold's features alone; of it those are compared.
 
-Shapes: U users, F features, H horizons.
+Shapes: U users, F columns that the generation reads, H horizons.
 """
 
 from __future__ import annotations
@@ -28,22 +31,22 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.features import FEATURES
 from scoring.generation import Bins, Generation, Manifest, Reference, build
+from scoring.inputs import FEATURE_NAMES, of_rows
+from scoring.retraining.settings import DRIFTED
 from scoring.training.examples import Examples
 
 BINS = 10
 LEAST_USERS = 200
-STABLE, DRIFTED = 0.1, 0.25
+STABLE = 0.1
 DAY_S = 86_400
-_NAMES = tuple(feature.name for feature in FEATURES)
-_SINCE = _NAMES.index("since_event")
 # Ages, and totals over all time.
 GROWING = frozenset(
     (
         *("tenure", "order_tenure", "log_age"),
         *("browses", "purchases", "interactions", "orders", "refunds", "sessions"),
         *("gross", "refunded", "spent"),
+        *("degree", "edges", "neighbours", "addressed_by"),
     )
 )
 
@@ -61,15 +64,25 @@ def band(psi: float) -> Band:
     return "stable" if psi < STABLE else "watch" if psi <= DRIFTED else "drifted"
 
 
+def read_by(manifest: Manifest) -> tuple[str, ...]:
+    """(F,) names of the columns that a generation reads, in their order.
+
+    >>> read_by(Manifest(family="prior", horizons_s=(1,), features=("orders", "degree")))
+    ('orders', 'degree')
+    """
+    return manifest.features or FEATURE_NAMES
+
+
 def watched(manifest: Manifest) -> tuple[str, ...]:
-    """Feature columns that are compared, in their order."""
+    """Those of them that are compared."""
     trained = set(manifest.trained_features)
-    return tuple(name for name in _NAMES if name in trained - GROWING)
+    return tuple(name for name in read_by(manifest) if name in trained - GROWING)
 
 
-def seen_within(features: Values, seconds: int) -> Bools:
-    """(U,) users with an event in the last `seconds`, by their features (U, F)."""
-    within: Bools = features[:, _SINCE] <= np.log1p(seconds / DAY_S) + 1e-6
+def seen_within(features: Values, names: Sequence[str], seconds: int) -> Bools:
+    """(U,) users with an event in the last `seconds`, by columns (U, F) of these names."""
+    since = features[:, names.index("since_event")]
+    within: Bools = since <= np.log1p(seconds / DAY_S) + 1e-6
     return within
 
 
@@ -111,11 +124,11 @@ def with_reference(made: Generation, rows: Examples, expected: Values) -> Genera
     Unchanged where too few users were seen lately for anything to be compared.
     """
     longest = max(made.manifest.horizons_s)
-    recent = seen_within(rows.features, longest)
+    recent = seen_within(rows.features, FEATURE_NAMES, longest)
     if int(recent.sum()) < LEAST_USERS:
         return made
-    features, said = rows.features[recent], expected[recent]
-    columns = {name: bins(features[:, _NAMES.index(name)]) for name in watched(made.manifest)}
+    names, read, said = read_by(made.manifest), of_rows(made, rows.rows(recent)), expected[recent]
+    columns = {name: bins(read[:, names.index(name)]) for name in watched(made.manifest)}
     for h, name in enumerate(predictions(made.manifest.horizons_s)):
         columns[name] = bins(said[:, h])
     reference = Reference(
@@ -143,19 +156,20 @@ class Tally:
 
     reference: Reference
     horizons_s: tuple[int, ...]
+    names: tuple[str, ...]  # (F,) of the columns that are counted: `read_by`
     users: int = 0  # seen lately: those who are counted
     known: int = 0
     _counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def add(self, features: Values, expected: Values) -> None:
-        """Users by their features (U, F) and predictions (U, H) of now."""
-        recent = seen_within(features, self.reference.seen_within_s)
+        """Users by what is read of them (U, F) and predictions (U, H) of now."""
+        recent = seen_within(features, self.names, self.reference.seen_within_s)
         self.known += len(features)
         self.users += int(recent.sum())
         features, expected = features[recent], expected[recent]
         said = {name: expected[:, h] for h, name in enumerate(predictions(self.horizons_s))}
         for name, then in self.reference.columns.items():
-            values = said[name] if name in said else features[:, _NAMES.index(name)]
+            values = said[name] if name in said else features[:, self.names.index(name)]
             edges = np.array(then.edges)
             found = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
             self._counts[name] = self._counts.get(name, 0) + found

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Where a population stability index says "drifted" (scoring.retraining.drift).
+DRIFTED = 0.25
+
 
 class RetrainSettings(BaseModel):
     """How much a retrain learns from, and what the gate asks of a candidate."""
@@ -44,5 +47,11 @@ class RetrainSettings(BaseModel):
     )
     flat_prices: bool = Field(
         False, description="train though every order has the same value; else that is refused"
+    )
+    psi: float = Field(
+        DRIFTED,
+        ge=0,
+        description="population stability index of a column beyond which users have drifted:"
+        " `retrain --if-drifted`, and the alarm of `audit --drift`",
     )
     seed: int = Field(0, description="of the bootstrap")

@@ -24,7 +24,9 @@ from livevalue.jobs.snapshots import SERVED
 from livevalue.output import Output, Refused
 from livevalue.sources import FileOptions
 from scoring.generation import Bins, Generation, Reference, build, prior
+from scoring.inputs import FEATURE_NAMES, HELD_NAMES
 from scoring.retraining.audit import Thresholds
+from scoring.retraining.settings import RetrainSettings
 from scoring.settings import ModelSettings
 from streams.settings import Settings
 from streams.stores import Stores
@@ -232,6 +234,7 @@ def test_a_retrain_goes_on_where_drift_cannot_be_told(
         deployment.settle()
         told = command(deployment, "audit", "--drift")
         assert (told["drift"]["psi"], told["drift"]["users"]) == (None, 20), told["drift"]
+        assert told["drift"]["drifted"] is None
         assert "200 are needed" in told["drift"]["reason"]
         # No snapshot was taken yet, and none is needed.
         del told["drift"]
@@ -264,9 +267,57 @@ def test_a_retrain_goes_on_where_drift_cannot_be_told(
         assert "is not trained" in after["reason"]
 
 
-def test_a_limit_of_drift_without_if_drifted_is_wrong_usage() -> None:
+def test_a_held_column_that_has_moved_is_an_alarm(
+    stack: Stack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = shaped(stack, topic_prefix, mixed=True, partitions=2)
+    made = _watched()
+    assert made.manifest.reference is not None
+    # All of them ordered for 5.00 just now: one bin of the order's recency, and one of the money.
+    columns = {
+        "since_order": Bins(edges=(1.0,), shares=(1.0, 0.0)),
+        "held_value_1": Bins(edges=(1.0,), shares=(0.5, 0.5)),
+    }
+    reference = made.manifest.reference.model_copy(update={"columns": columns})
+    manifest = made.manifest.model_copy(
+        update={"reference": reference, "features": (*FEATURE_NAMES, *HELD_NAMES)}
+    )
+    with Deployment(settings, tmp_path) as deployment:
+        serve(settings, build(manifest, {}))
+        worker = deployment.start()
+        for user in range(220):
+            deployment.send(0, {"type": "purchase", **_order(user, 0, "5.00")})
+        deployment.flush()
+        deployment.settle()
+        words = ["audit", "--drift", "--fail-on-alarm", "--metrics", "a.prom"]
+        found = command(deployment, *words, code=1)
+        drifted = found["drift"]
+        assert (drifted["drifted"], drifted["limit"], found["alarm"]) == (True, 0.25, True)
+        assert drifted["columns"]["held_value_1"] == drifted["psi"] > 1
+        assert drifted["columns"]["since_order"] < 0.01
+        alarm = 'livevalue_audit_alarm{evidence="",generation="%s",horizon="",metric="psi"}'
+        alarm %= drifted["generation"][:12]
+        assert f"{alarm} 1.0" in (tmp_path / "a.prom").read_text()
+        assert "! psi" in deployment.command("audit", "--drift").stdout
+        far = command(deployment, *words, "--psi", "99")
+        assert (far["drift"]["drifted"], far["drift"]["limit"], far["alarm"]) == (False, 99, False)
+        assert f"{alarm} 0.0" in (tmp_path / "a.prom").read_text()
+        wide = settings.model_copy(update={"retrain": RetrainSettings(psi=99)})
+        assert asyncio.run(drift(wide))["drifted"] is False
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [(("retrain", "kafka"), "--if-drifted"), (("audit",), "--drift")],
+    ids=["retrain", "audit"],
+)
+def test_a_limit_of_drift_where_none_is_asked_for_is_wrong_usage(
+    words: tuple[str, ...], wanted: str
+) -> None:
     app = typer.Typer()
     generations.register(app)
-    refused = CliRunner().invoke(app, ["retrain", "kafka", "--psi", "0.1"])
+    shown.register(app)
+    refused = CliRunner().invoke(app, [*words, "--psi", "0.1"])
     assert refused.exit_code == 2
-    assert "--if-drifted" in refused.output
+    assert wanted in refused.output

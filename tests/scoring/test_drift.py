@@ -8,24 +8,31 @@ import pytest
 
 from featurestore.features import FEATURES
 from featurestore.settings import FeatureSettings
+from scoring import inputs
 from scoring.generation import MANIFEST, Bins, Generation, Manifest, dump, load, prior
 from scoring.generation import build as publish
+from scoring.inputs import HELD_NAMES, SOCIAL_NAMES
+from scoring.interests import INTEREST_NAMES
 from scoring.retraining.drift import (
-    DRIFTED,
     GROWING,
     LEAST_USERS,
     STABLE,
     Tally,
     bins,
     psi,
+    read_by,
     with_reference,
 )
+from scoring.retraining.settings import DRIFTED
 from scoring.settings import ModelSettings
+from scoring.social import NEAR_NAMES
 from scoring.training.examples import Examples, build
+from scoring.zoo import graph
+from tests.scoring import test_interests, test_social
 from tests.scoring.before import generation_of_before
 from tests.scoring.shoplog import batches, cutoff_days, shop
 
-NAMES = tuple(feature.name for feature in FEATURES)
+NAMES = (*(feature.name for feature in FEATURES), *HELD_NAMES)
 
 
 def rows(day: int, seed: int = 0, times: float = 1.0) -> Examples:
@@ -47,7 +54,10 @@ def trained() -> Generation:
     """An untrained model that says which columns it was trained on: those that an order moves."""
     made = prior(ModelSettings())
     manifest = made.manifest.model_copy(
-        update={"trained_features": tuple(n for n in NAMES if "browse" not in n)}
+        update={
+            "features": NAMES,
+            "trained_features": tuple(n for n in NAMES if "browse" not in n),
+        }
     )
     return publish(manifest, {n: made.files[n] for n in made.manifest.sha256})
 
@@ -60,11 +70,11 @@ def then() -> Examples:
 def index(reference: Generation, now: Examples) -> dict[str, float]:
     kept = reference.manifest.reference
     assert kept is not None
-    tally = Tally(kept, reference.manifest.horizons_s)
+    tally = Tally(kept, reference.manifest.horizons_s, read_by(reference.manifest))
     half = len(now) // 2
     first, rest = now.rows(np.arange(half)), now.rows(np.arange(half, len(now)))
     for page in (first, rest):
-        tally.add(page.features, said(page))
+        tally.add(inputs.of_rows(reference, page), said(page))
     return tally.psi()
 
 
@@ -90,10 +100,60 @@ def test_users_who_spend_twice_as_much_have_drifted(then: Examples) -> None:
 def test_totals_and_ages_are_not_compared(then: Examples) -> None:
     reference = with_reference(trained(), then, said(then)).manifest.reference
     assert reference is not None
-    assert set(NAMES) >= GROWING
+    assert {*NAMES, *SOCIAL_NAMES, *NEAR_NAMES} >= GROWING
     assert not GROWING & set(reference.columns)
     assert {"decayed_orders_2", "orders_30d"} <= set(reference.columns)
     assert "since_browse" not in reference.columns, "the model was not trained on it"
+
+
+def test_what_was_held_is_compared_and_a_generation_of_before_as_far_as_it_kept(
+    then: Examples,
+) -> None:
+    made = with_reference(trained(), then, said(then))
+    more = index(made, rows(200, times=2.0))
+    moved = {f"held_value_{n}" for n in (1, 2, 3)}
+    assert min(more[name] for name in moved) > DRIFTED
+    reference = made.manifest.reference
+    assert reference is not None
+    fewer = {name: of for name, of in reference.columns.items() if name not in HELD_NAMES}
+    old = reference.model_copy(update={"columns": fewer})
+    files = {name: made.files[name] for name in made.manifest.sha256}
+    before = publish(made.manifest.model_copy(update={"reference": old}), files)
+    assert index(load(dump(before), before.id), rows(200, times=2.0)) == {
+        name: of for name, of in more.items() if name not in HELD_NAMES
+    }
+
+
+@pytest.mark.parametrize(
+    ("log", "beyond"),
+    [
+        (test_social.ROWS, {"since_edge", "decayed_edges_1", *NEAR_NAMES[:3]}),
+        (test_interests.ROWS, {*INTEREST_NAMES[:2]}),
+    ],
+    ids=["edges", "words"],
+)
+def test_edges_neighbours_and_interests_are_compared_where_they_are_read(
+    log: Examples, beyond: set[str]
+) -> None:
+    def predicted(of: Examples) -> npt.NDArray[np.float64]:
+        out: npt.NDArray[np.float64] = of.value.astype(np.float64)
+        return out
+
+    newest = log.rows(log.window == log.window.max())
+    made = with_reference(graph.train(log), newest, predicted(newest))
+    kept = made.manifest.reference
+    assert kept is not None
+    assert beyond <= set(kept.columns)
+    watched = set(made.manifest.trained_features) - GROWING
+    assert set(kept.columns) == watched | {"d7.expected", "d30.expected"}
+    read = inputs.of_rows(made, newest).copy()
+    names = read_by(made.manifest)
+    for name in beyond:
+        read[:, names.index(name)] += 9
+    tally = Tally(kept, made.manifest.horizons_s, names)
+    tally.add(read, predicted(newest))
+    found = tally.psi()
+    assert {name for name, value in found.items() if value > DRIFTED} == beyond
 
 
 def test_users_who_left_long_ago_are_not_compared(then: Examples) -> None:
