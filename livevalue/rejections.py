@@ -6,12 +6,16 @@ Every command that reads SRC says it in the same words and the same fields of it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from featurestore.wording import counted
 from livevalue.output import Refused
 from streams.log import FileLog
+
+if TYPE_CHECKING:
+    from featurestore.columns import EventBatch
+    from livevalue.sources import Source
 
 MIXED = 0.01  # share of a log in currencies without a rate, beyond which nothing is learned of it
 _FIRST = 5  # rejections that are shown with their places
@@ -56,6 +60,25 @@ def refuse_mixed(facts: Mapping[str, Any], taken: int) -> None:
             " LIVEVALUE_VALUE__RATES, or LIVEVALUE_VALUE__CURRENCY to what"
             " the log is in, or give a log of one currency"
         )
+
+
+def readings(source: Source) -> Callable[[], Iterator[tuple[int, EventBatch]]]:
+    """The log, as often as it is asked for; Refused if the first reading shows mixed currencies.
+
+    What has another currency and no rate is no event (a dead letter): a model of the rest would
+    pass for one of all.
+    """
+    taken = 0
+
+    def counted() -> Iterator[tuple[int, EventBatch]]:
+        nonlocal taken
+        taken = 0
+        for partition, batch in source.batches():
+            taken += batch.size
+            yield partition, batch
+        refuse_mixed(source.rejections(), taken)
+
+    return counted
 
 
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from featurestore.columns import EventBatch
 from featurestore.store import FeatureStore
 from livevalue.caveats import caveats
 from livevalue.jobs.storing import build, flip
 from livevalue.output import Refused
-from livevalue.rejections import refuse_mixed
+from livevalue.rejections import readings
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import cost
 from scoring.errors import GenerationError
@@ -20,7 +19,6 @@ from scoring.generation import Generation, unservable
 from scoring.inputs import readable
 from scoring.retraining import retrain as job
 from scoring.training import trainable
-from scoring.training.examples import Log
 from streams.errors import Stale
 from streams.pipeline import Base
 from streams.replay import Progress, Replayed
@@ -200,7 +198,7 @@ async def retrain(
                 return _unmoved(found, drifted_beyond, source, moved)
             told(f"drift: {found['reason'] or found['psi']}")
         report = await job.retrain(
-            _readings(source),
+            readings(source),
             settings.model,
             settings.features,
             settings.kafka.sources,
@@ -221,25 +219,6 @@ async def retrain(
         return facts
     finally:
         await stores.close()
-
-
-def _readings(source: Source) -> Callable[[], Log]:
-    """The log, as often as it is asked for; Refused if the first reading shows mixed currencies.
-
-    What has another currency and no rate is no event (a dead letter): a model of the rest would
-    pass for one of all.
-    """
-    taken = 0
-
-    def counted() -> Iterator[tuple[int, EventBatch]]:
-        nonlocal taken
-        taken = 0
-        for partition, batch in source.batches():
-            taken += batch.size
-            yield partition, batch
-        refuse_mixed(source.rejections(), taken)
-
-    return counted
 
 
 async def _drift(settings: Settings, beyond: float) -> dict[str, Any]:

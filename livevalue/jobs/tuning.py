@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import times
+from livevalue.rejections import readings
 from livevalue.sources import FileOptions, Source
 from scoring.errors import TooLittleData
 from scoring.retraining import tuning
@@ -35,13 +36,14 @@ def tune(
         kept = kept_view(held, until_ms)
         try:
             task = prepare(
-                source.batches,
+                readings(source),
                 settings.model,
                 settings.features,
                 settings.kafka.sources,
                 until_ms,
                 kept,
-                progress=progress,
+                settings.retrain,
+                progress,
             )
         except TooLittleData:
             if kept is None:

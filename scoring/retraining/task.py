@@ -27,7 +27,7 @@ from scoring.errors import TooLittleData
 from scoring.retraining.candidate import fold_log
 from scoring.retraining.journal import Journal
 from scoring.retraining.origins import trimmed
-from scoring.retraining.scan import LogSummary, scan
+from scoring.retraining.scan import LogSummary, check, scan
 from scoring.retraining.settings import RetrainSettings
 from scoring.settings import ModelSettings
 from scoring.training.examples import Examples, Log
@@ -87,15 +87,17 @@ def prepare(
     settings: RetrainSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Task:
-    """Fold `log`, called twice as by retrain, up to `until_ms`; TooLittleData if it is short.
+    """Fold `log`, called twice as by retrain, up to `until_ms`; TooLittleData as by retrain.
 
     `kept`: the view of a search that is gone on with; the log is then called once.
     """
     settings = settings or RetrainSettings()
     progress("scan", 0, None)
     view = kept or _view(log(), until_ms)
-    if not view.summary.events:
+    if not view.summary.events and view.asked_ms is not None:
         raise TooLittleData("no event of a known user before the end asked for: check --until")
+    if kept is None:  # else it was checked at the first call
+        check(view.summary, flat_prices=settings.flat_prices)
     horizons_s = tuple(days * DAY_S for days in model.horizons_days)
     before = _until(log(), view.until_ms)
     examples = fold_log(before, view.summary, features, sources, horizons_s, settings, progress)

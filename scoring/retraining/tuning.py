@@ -2,7 +2,9 @@
 
 The log is folded once, up to `until` (scoring.retraining.task); the objective is the nGini of the
 exported, calibrated generation, mean over the validation cut-offs. Trial 0 is the settings in
-force: what tuning brings is said against it, with an interval.
+force: what tuning brings is said against it, with an interval. Teachers that are in force speak
+once, of the rows that are trained on, fitted with the settings in force; every trial learns from
+that.
 
 A search is Optuna's TPE with one seed per trial number, so that a search that was stopped and gone
 on with tries what an unbroken one tries. After a fifth of its epochs a trial is pruned when its
@@ -32,6 +34,8 @@ from scoring.retraining.task import Task
 from scoring.settings import TrainingSettings
 from scoring.training.recipes import Progress, expected
 from scoring.training.splits import newest
+from scoring.training.teacher import Teacher
+from scoring.training.trainable import teacher_of
 
 try:
     import optuna
@@ -114,7 +118,8 @@ def tune(
     `base`: the settings in force, trial 0. An interrupted call leaves a journal to go on from.
     """
     base = base or TrainingSettings()
-    search = _Search(task, base, windows, tuple(d.holding(getattr(base, d.name)) for d in space))
+    held = tuple(d.holding(getattr(base, d.name)) for d in space)
+    search = _Search(task, base, windows, held, progress)
     made_with = {
         "log": task.log,
         "settings": _hash([base.model_dump(mode="json"), seed, windows]),
@@ -137,7 +142,9 @@ class _Search:
     base: TrainingSettings
     windows: int
     space: tuple[Dimension, ...]
+    tell: Progress
     said: dict[int, Values] = field(default_factory=dict)  # trial -> (N,) values of judged rows
+    teacher: Teacher | None = None  # of the rows trained on, once the first net is trained
 
     def one(self, study: optuna.Study, seed: int) -> None:
         """The next trial: the settings in force until those are finished, then what TPE asks."""
@@ -179,7 +186,9 @@ class _Search:
     def _said(self, settings: TrainingSettings, watch: trainer.Watch | None = None) -> Values:
         """(N,) expected values of the judged rows by the exported generation."""
         task = self.task
-        trained = trainer.train(task.train, settings, watch=watch)
+        if self.teacher is None:
+            self.teacher = teacher_of(task.train, self.base, self.tell)
+        trained = trainer.train(task.train, settings, watch=watch, teacher=self.teacher)
         calibrate_on = newest(task.train, self.windows)
         made = trainer.generation(trained, task.train, calibrate_on=calibrate_on)
         return expected(made, task.judge)[0][:, task.column]

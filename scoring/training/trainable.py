@@ -100,7 +100,7 @@ def _net(name: str, pupil: bool = False) -> Make:
         examples = ask.examples
         assert examples is not None
         chosen = ask.training.model_copy(update={"family": name})
-        teacher = _teacher(examples, chosen, ask.progress) if pupil else None
+        teacher = teacher_of(examples, chosen, ask.progress) if pupil else None
         trained = training.train(examples, chosen, ask.progress, teacher=teacher)
         whole = training.refit(examples, trained, ask.progress, teacher=teacher)
         calibrate_on = newest(examples, ask.windows)
@@ -113,7 +113,7 @@ def _net(name: str, pupil: bool = False) -> Make:
     return make
 
 
-def _teacher(
+def teacher_of(
     examples: Examples, how: TrainingSettings, progress: Progress | None
 ) -> Teacher | None:
     """What the families of the setting `teachers` say, out of fold; None if there are none."""

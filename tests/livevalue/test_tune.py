@@ -174,6 +174,26 @@ def test_what_cannot_be_tuned_is_one_line_that_says_what_to_do(
     assert message in capsys.readouterr().err
 
 
+def test_what_retrain_refuses_is_not_tuned(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, *rows = (tmp_path / "shop.csv").read_text().splitlines()
+
+    def refused(lines: list[str], columns: str = head) -> str:
+        (tmp_path / "shop.csv").write_text("\n".join([columns, *lines]) + "\n")
+        assert run("--trials", "1") == 1
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if "livevalue: " in one]
+        return line
+
+    every = [f"{row},{'USD' if n % 3 else 'EUR'}" for n, row in enumerate(rows)]
+    assert "the log mixes currencies" in refused(every, f"{head},currency")
+    assert "check SRC" in refused([])
+    flat = [f"{row.rpartition(',')[0]},10.00" for row in rows if ",-" not in row]
+    assert "LIVEVALUE_RETRAIN__FLAT_PRICES=true" in refused(flat)
+    monkeypatch.setenv("LIVEVALUE_RETRAIN__FLAT_PRICES", "true")
+    assert run("--trials", "1") == 0
+
+
 def test_without_the_extra_the_missing_package_is_named(tmp_path: Path) -> None:
     write_shoppers(tmp_path / "shop.csv")
     for missing in ("optuna", "torch"):

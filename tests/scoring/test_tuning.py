@@ -14,6 +14,8 @@ optuna = pytest.importorskip("optuna", reason="optuna is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
 from scoring.errors import ScoringError, TooLittleData  # noqa: E402
+from scoring.judging.metrics import ngini  # noqa: E402
+from scoring.retraining import space as whole  # noqa: E402
 from scoring.retraining import tuning  # noqa: E402
 from scoring.retraining.journal import opened  # noqa: E402
 from scoring.retraining.settings import RetrainSettings  # noqa: E402
@@ -21,7 +23,11 @@ from scoring.retraining.space import Dimension  # noqa: E402
 from scoring.retraining.task import Task, View, kept_view, prepare  # noqa: E402
 from scoring.retraining.tuning import Tuned, snippet, tune  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
+from scoring.training import loop  # noqa: E402
 from scoring.training.examples import Log  # noqa: E402
+from scoring.training.recipes import expected  # noqa: E402
+from scoring.training.splits import newest  # noqa: E402
+from scoring.training.trainable import teacher_of  # noqa: E402
 from tests.scoring.shoplog import DAY_MS, START_MS, batches, shop  # noqa: E402
 
 BASE = TrainingSettings(width=4, epochs=4, users_per_batch=128, rate=5e-3, least_orders=50)
@@ -316,7 +322,46 @@ def test_what_cannot_be_tuned_says_why() -> None:
     assert "check --until" in refused(log(), START_MS)
     assert "no cut-off" in refused(batches(*shop(60, 9)))
     assert "training cut-off" in refused(batches(*shop(60, 20)))
-    assert "no positive value" in refused(batches(user, time_ms, -np.abs(micro)))
+    assert "amounts are refunds" in refused(batches(user, time_ms, -np.abs(micro)))
+    assert "of one user alone" in refused(batches(user * 0, time_ms, micro))
+    assert "have the same value" in refused(batches(user, time_ms, micro * 0 + 10**7))
+    assert "check SRC" in refused([])
+
+
+def test_flat_prices_are_tuned_where_the_settings_say_that_they_are_right() -> None:
+    user, time_ms, micro = shop(200, 120)
+    flat = list(batches(user, time_ms, micro * 0 + 10**7))
+    settings = RetrainSettings(flat_prices=True)
+    task = prepare(lambda: flat, MODEL, FeatureSettings(), ["s0"], settings=settings)
+    assert len(task.judge)
+
+
+def test_the_teachers_in_force_teach_every_trial(task: Task, tmp_path: Path) -> None:
+    how = BASE.model_copy(update={"teachers": ("linear",), "teacher_weight": 0.9})
+    space = (Dimension("width", choices=(4,)),)
+
+    def first(base: TrainingSettings, journal: str) -> float | None:
+        with opened(tmp_path / journal) as held:
+            return tune(task, held, trials=1, base=base, space=space).default.ngini
+
+    teacher = teacher_of(task.train, how, None)
+    trained = loop.train(task.train, how, teacher=teacher)
+    made = loop.generation(trained, task.train, calibrate_on=newest(task.train, 3))
+    rows, said = task.judge, expected(made, task.judge)[0][:, task.column]
+    by_hand = [
+        ngini(rows.value[rows.window == w, task.column], said[rows.window == w])
+        for w in np.unique(rows.window)
+    ]
+    taught = first(how, "taught")
+    assert taught == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert taught != first(BASE, "alone")
+
+
+def test_the_augmentation_is_searched_from_none_on() -> None:
+    asked = {one.name: one.choices for one in whole.SPACE if one.choices}
+    for name in ("event_dropout", "time_jitter_days", "cutoff_dropout"):
+        assert asked[name][0] == getattr(BASE, name) == 0.0
+        assert len(asked[name]) > 1
 
 
 def test_the_settings_in_force_are_part_of_every_space() -> None:
