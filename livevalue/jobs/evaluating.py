@@ -8,9 +8,12 @@ from dataclasses import replace
 from livevalue.rejections import lines, refuse_mixed
 from livevalue.sources import FileOptions, Source
 from scoring.judging import evaluation
+from scoring.judging.contenders import DAILY
 from scoring.judging.evaluation import Question, Report
 from scoring.judging.history import Log
 from scoring.retraining.scan import check, scan
+from scoring.training.families import passed_over
+from scoring.training.trainable import SERVED, accepted
 from streams.settings import Settings
 
 Progress = Callable[[str, int, int | None], None]  # what is being done, steps done, in all
@@ -24,11 +27,19 @@ def evaluate(
     progress: Progress,
 ) -> Report:
     """Read the log once, then answer for each cut-off."""
+    question = trained_as(settings, question)
     log, notes = read(settings, src, options, progress)
-    question = replace(question, training=settings.training)
+    over = passed_over([DAILY.get(name, name) for name in question.models], question.training)
+    notes += [over] if over else []
     report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, progress)
     report.notes += notes
     return report
+
+
+def trained_as(settings: Settings, question: Question) -> Question:
+    """The question with the settings to train by; ScoringError where `served` cannot be so."""
+    how = settings.training
+    return replace(question, training=accepted(how) if SERVED in question.models else how)
 
 
 def read(

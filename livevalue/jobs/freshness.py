@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from livevalue.jobs.evaluating import Progress, read
+from livevalue.jobs.evaluating import Progress, read, trained_as
 from scoring.judging.anchored import anchored
 from scoring.judging.history import Log
 from scoring.judging.question import Question
@@ -22,7 +21,7 @@ def fresh_and_stale(
     """Rows of `staleness`."""
     return staleness(
         log,
-        replace(question, training=settings.training),
+        trained_as(settings, question),
         stales,
         settings.features,
         settings.kafka.sources,
@@ -36,7 +35,7 @@ def since_first_event(
     """Rows of `lifetime`."""
     return anchored(
         log,
-        replace(question, training=settings.training),
+        trained_as(settings, question),
         ages_days,
         settings.features,
         settings.kafka.sources,

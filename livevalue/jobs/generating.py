@@ -18,7 +18,7 @@ from scoring.errors import GenerationError
 from scoring.generation import Generation, unservable
 from scoring.inputs import readable
 from scoring.retraining import retrain as job
-from scoring.training import trainable
+from scoring.training.trainable import accepted
 from streams.errors import Stale
 from streams.pipeline import Base
 from streams.replay import Progress, Replayed
@@ -185,7 +185,7 @@ async def retrain(
     training = settings.training
     if family:
         training = training.model_copy(update={"family": family})
-    trainable.family(training.family)  # an unknown one is refused before the log is read
+    accepted(training)  # else refused before anything is asked for
     stores = Stores(settings)
     try:
         registry = stores.registry()

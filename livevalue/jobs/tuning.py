@@ -14,6 +14,8 @@ from scoring.retraining import tuning
 from scoring.retraining.journal import opened
 from scoring.retraining.task import kept_view, prepare
 from scoring.retraining.tuning import Tuned
+from scoring.training.families import family
+from scoring.training.trainable import accepted
 from streams.settings import Settings
 
 
@@ -30,6 +32,7 @@ def tune(
     progress: Callable[[str, int, int | None], None],
 ) -> tuple[Tuned, dict[str, Any]]:
     """Fold the log once, then try; (result, what of the log was left out)."""
+    family(accepted(settings.training).family)  # only nets have what is searched
     source = Source(src, settings, options)
     # before the log is read, which may take long: is the journal free, and may it be written?
     with opened(journal) as held:

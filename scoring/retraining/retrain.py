@@ -43,7 +43,7 @@ from scoring.retraining.settings import RetrainSettings
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.training.examples import Log, labels_from_ms
 from scoring.training.recipes import Progress, Recipe
-from scoring.training.trainable import family
+from scoring.training.trainable import accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,10 @@ async def retrain(
     `promote` False publishes only.
     """
     settings = settings or RetrainSettings()
-    recipe = Recipe(training or TrainingSettings(), settings.cutoffs, settings.windows)
-    family(recipe.training.family)  # an unknown one is refused before the log is read
+    how = accepted(
+        training or TrainingSettings()
+    )  # what cannot be is refused before the log is read
+    recipe = Recipe(how, settings.cutoffs, settings.windows)
     tell = progress or (lambda stage, done, total: None)
     tell("scan", 0, None)
     summary = scan(log())

@@ -32,6 +32,7 @@ from scoring.retraining.journal import Journal
 from scoring.retraining.space import SPACE, Choice, Dimension
 from scoring.retraining.task import Task
 from scoring.settings import TrainingSettings
+from scoring.training.families import takes
 from scoring.training.recipes import Progress, expected
 from scoring.training.splits import newest
 from scoring.training.teacher import Teacher
@@ -110,14 +111,17 @@ def tune(
     base: TrainingSettings | None = None,
     seed: int = 0,
     windows: int = 3,
-    space: Sequence[Dimension] = SPACE,
+    space: Sequence[Dimension] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Tuned:
     """Try settings until `trials` are finished (complete or pruned), those in the journal too.
 
-    `base`: the settings in force, trial 0. An interrupted call leaves a journal to go on from.
+    `base`: the settings in force, trial 0. `space`: SPACE, as far as the family takes it.
+    An interrupted call leaves a journal to go on from.
     """
     base = base or TrainingSettings()
+    if space is None:
+        space = [d for d in SPACE if d.name in takes(base)]
     held = tuple(d.holding(getattr(base, d.name)) for d in space)
     search = _Search(task, base, windows, held, progress)
     made_with = {

@@ -15,6 +15,7 @@ from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.training import distilling
 from scoring.training.examples import Examples
+from scoring.training.families import refuse_untaken
 from scoring.training.splits import held_out, newest
 from scoring.training.teacher import Teacher
 from scoring.zoo import NETS
@@ -81,6 +82,23 @@ def family(name: str) -> Trainable:
 SERVED = "served"
 
 
+def accepted(settings: TrainingSettings) -> TrainingSettings:
+    """As they are; ScoringError, before a log is read, where no family can be trained by them."""
+    family(settings.family)
+    refuse_untaken(settings)
+    _known(settings.teachers)
+    return settings
+
+
+def _known(teachers: Sequence[str]) -> None:
+    unknown = [name for name in teachers if name not in TEACHERS]
+    if unknown:
+        raise ScoringError(
+            f"no teacher is called {unknown[0]!r}: set training.teachers to some of"
+            f" {', '.join(TEACHERS)}, or to none"
+        )
+
+
 def _served(ask: Ask) -> Made:
     """As scoring.retraining.retrain makes the generation that it publishes."""
     return family(ask.training.family).make(ask)
@@ -117,12 +135,7 @@ def teacher_of(
     examples: Examples, how: TrainingSettings, progress: Progress | None
 ) -> Teacher | None:
     """What the families of the setting `teachers` say, out of fold; None if there are none."""
-    unknown = [name for name in how.teachers if name not in TEACHERS]
-    if unknown:
-        raise ScoringError(
-            f"no teacher is called {unknown[0]!r}: set training.teachers to some of"
-            f" {', '.join(TEACHERS)}, or to none"
-        )
+    _known(how.teachers)
     if not how.teachers or not how.teacher_weight:
         return None
     fits = {name: _teaching(name, how) for name in how.teachers}

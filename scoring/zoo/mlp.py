@@ -3,7 +3,7 @@
 Layers of 128, 64 and one output per increment between horizons, ReLU, mean squared error, Adam,
 100 full-batch epochs, no other regularisation than the best held-out epoch: the recipe found in
 tutorials of customer value, kept so that what everything else brings can be seen. It takes the
-settings `rate`, `held_out`, `least_orders` and `seed`, and RECIPE for the rest.
+settings `rate`, `held_out`, `least_orders`, `cutoff_dropout` and `seed`, RECIPE for the rest.
 
 A squared error knows neither whether nor how surely, so the other parts of a Prediction come from
 beside it (scoring.zoo.nets, form `mean`): q and hazard are logistic regressions on the last hidden

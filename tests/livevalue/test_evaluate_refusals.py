@@ -139,6 +139,21 @@ def test_a_mix_of_currencies_is_not_judged_by_what_is_left(ask: Ask, tmp_path: P
     )
 
 
+def test_settings_that_a_family_does_not_take_are_told(ask: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "shop.csv", orders())
+    told = {"LIVEVALUE_TRAINING__OPTIMIZER": "sgd"}
+    words = ("evaluate", "shop.csv", *ASKED, "--models")
+    said = ask(*words, "prior,linear", "--json", "found.json", **told)
+    assert said.code == 0, said.err
+    note = "linear does not take training.optimizer: trained without"
+    assert note in json.loads((tmp_path / "found.json").read_text())["notes"]
+    assert f"note: {note}" in said.out
+    refused(
+        ask(*words, "served", LIVEVALUE_TRAINING__FAMILY="linear", **told),
+        "'linear' does not take what is set of training.optimizer (mingru, gru, ",
+    )
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(ask: Ask, tmp_path: Path) -> None:
     write(tmp_path / "shop.csv", orders())
     said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--html", "no/such/folder/page.html")

@@ -100,9 +100,11 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
         assert shown["cost"]["carry_bytes"] == 2 * 4 * shown["params"]["width"]
         assert shown["cost"]["parameters"] == shown["params"]["parameters"] > 1000
         assert "family is called 'gnu'" in retrain("--family", "gnu", code=1)["said"]
-        other = retrain("--family", "dnn", "--publish-only")
+        refused = retrain("--family", "dnn", "--publish-only", code=1)["said"]
+        assert "'dnn' does not take what is set of training.width (mingru, gru, " in refused
+        other = retrain("--family", "gru", "--publish-only")
         found = command(deployment, "generations", "show", other["generation"])
-        assert (found["family"], found["cost"]["carry_bytes"]) == ("dnn", 0)
+        assert (found["family"], found["cost"]["carry_bytes"]) == ("gru", 4 * QUICK.width)
         back = command(deployment, "rollback")
         assert (back["generation"], back["store"]) == (prior, "main")
         swept(deployment, prior)

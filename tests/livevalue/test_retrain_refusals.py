@@ -161,6 +161,18 @@ def test_a_family_that_does_not_exist_is_refused_and_the_champion_stays(
     assert _serves(tmp_path) == champion
 
 
+def test_settings_that_the_family_does_not_take_are_refused_before_the_log_is_read(
+    tmp_path: Path, champion: str
+) -> None:
+    told = {"LIVEVALUE_TRAINING__OPTIMIZER": "sgd", "LIVEVALUE_TRAINING__TEACHERS": '["svr"]'}
+    done = _command(tmp_path, "retrain", "nowhere.jsonl", "--family", "gbm", **told)
+    assert done.returncode == 1, done.stderr + done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if "livevalue: " in line]
+    assert "family 'gbm' does not take what is set of training.optimizer (mingru, gru, " in line
+    assert "training.teachers (mingru, blend): take it out" in line
+    assert _serves(tmp_path) == champion
+
+
 def _of_another_table() -> Generation:
     made = prior(ModelSettings())
     return _changed(made.manifest.model_copy(update={"features": ("since_dawn",)}))

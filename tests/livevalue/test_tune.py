@@ -174,6 +174,21 @@ def test_what_cannot_be_tuned_is_one_line_that_says_what_to_do(
     assert message in capsys.readouterr().err
 
 
+def test_settings_that_the_family_does_not_take_are_told_before_the_log_is_read(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_log = ("--until", "1970-01-01")  # refused as soon as the log is looked at
+    monkeypatch.setenv("LIVEVALUE_TRAINING__TEACHERS", '["gbm"]')
+    monkeypatch.setenv("LIVEVALUE_TRAINING__FAMILY", "gru")
+    assert run(*no_log) == 1
+    assert "training.teachers (mingru, blend)" in capsys.readouterr().err
+    for name in ("TEACHERS", "EPOCHS", "WIDTH", "LEAST_ORDERS"):
+        monkeypatch.delenv(f"LIVEVALUE_TRAINING__{name}")
+    monkeypatch.setenv("LIVEVALUE_TRAINING__FAMILY", "gbm")
+    assert run(*no_log) == 1
+    assert "'gbm' is no net that is trained here" in capsys.readouterr().err
+
+
 def test_what_retrain_refuses_is_not_tuned(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,7 +121,7 @@ async def test_another_recipe_without_an_origin_is_judged_by_users_it_was_made_w
 ) -> None:
     registry = Registry.at(str(tmp_path))
     await run(registry, HARDLY)
-    linear = await run(registry, GOOD.model_copy(update={"family": "linear"}))
+    linear = await run(registry, TrainingSettings(family="linear"))
     against = linear.metrics["against_champion"]
     assert (against["how"], against["same_recipe"]) == ("files", False)
     assert against["judged"] == "users held out, 3 cut-offs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
 from scoring.training import trainable
 from scoring.training.examples import Examples
+from scoring.training.families import TAKES, passed_over, takes
 from scoring.training.forecasts import score
 from scoring.training.splits import held_out
-from scoring.training.trainable import SERVED, TRAINED, Ask, Made, family
-from scoring.zoo import FAMILIES
+from scoring.training.trainable import BLENDED, SERVED, TRAINED, Ask, Made, accepted, family
+from scoring.zoo import FAMILIES, mlp
 from tests.scoring.test_linear import ROWS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -106,7 +108,98 @@ def test_what_serves_knows_the_users_who_are_held_out_and_its_like_does_not(
 
 @pytest.mark.parametrize("name", ["blend", "prior", SERVED, "gnu"])
 def test_who_cannot_teach_is_refused_and_who_can_is_named(name: str) -> None:
-    pytest.importorskip("torch", reason="torch is in the extra `train`")
     how = TrainingSettings(teachers=(name,))
     with pytest.raises(ScoringError, match=rf"no teacher is called '{name}'.*gbm.*transformer"):
-        TRAINED["mingru"].make(Ask(ROWS, (), how))
+        accepted(how)
+    with pytest.raises(ScoringError, match="no teacher is called"):
+        trainable.teacher_of(ROWS, how, None)
+
+
+# Another value of each setting: visible after one epoch where it is taken.
+OTHER: dict[str, object] = {
+    "loss": "mse",
+    "optimizer": "sgd",
+    "width": 8,
+    "window": 1,
+    "epochs": 2,
+    "patience": 9,
+    "users_per_batch": 16,
+    "rate": 0.1,
+    "decay": 0.3,
+    "l1": 0.1,
+    "dropout": 0.6,
+    "event_dropout": 0.5,
+    "time_jitter_days": 9.0,
+    "cutoff_dropout": 0.5,
+    "held_out": 0.5,
+    "least_orders": 10,
+    "teachers": ("linear",),
+    "teacher_seeds": 2,
+    "teacher_weight": 0.9,
+    "seed": 1,
+}
+# Taken, but of no effect on a first epoch of so few users, or without a teacher.
+LATER = {"patience", "least_orders", "teacher_seeds", "teacher_weight"}
+
+
+def test_every_family_says_which_settings_it_takes() -> None:
+    assert {*TAKES} == {name for name, kind in TRAINED.items() if kind.trains} - {SERVED}
+    assert {*OTHER, "family"} == {*TrainingSettings.model_fields}
+    assert TAKES["blend"] == frozenset().union(*(TAKES[name] for name in BLENDED))
+    assert not TAKES["mlp"] & {*mlp.RECIPE}
+
+
+@pytest.mark.parametrize("name", ["mingru", "gru", "transformer", "dnn", "mlp", "linear"])
+def test_a_setting_moves_a_family_that_takes_it_and_no_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    # 100 epochs of the whole log at once, which a test need not wait for
+    monkeypatch.setitem(mlp.RECIPE, "epochs", 1)
+    how = TrainingSettings(family=name, width=4, window=3, epochs=1, least_orders=20)
+
+    def made(**more: object) -> dict[str, bytes]:
+        changed = how.model_copy(update=more)
+        found = TRAINED[name].make(Ask(ROWS, (), changed)).apart()
+        return {name: file for name, file in found.files.items() if not name.endswith(".json")}
+
+    plain = made()
+    moved = {setting for setting, value in OTHER.items() if made(**{setting: value}) != plain}
+    taken = takes(how)
+    assert moved <= taken
+    assert taken - {"family"} - moved <= LATER | {"held_out"}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"family": "gbm", "optimizer": "sgd"}, r"'gbm'.*training.optimizer \(mingru, gru, tr"),
+        ({"family": "dnn", "width": 8}, r"'dnn'.*training.width \(mingru, gru, transformer, blend"),
+        ({"family": "gru", "teachers": ("gbm",)}, r"training.teachers \(mingru, blend\): take"),
+        ({"family": "mlp", "loss": "mae", "l1": 1.0}, r"training.loss \(.*\); training.l1 \("),
+        ({"window": 3}, r"'mingru'.*training.window \(transformer\)"),
+        ({"family": "gnu"}, "no family is called 'gnu'"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_the_family_does_not_take_is_refused(how: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScoringError, match=said):
+        accepted(TrainingSettings(**how))
+
+
+def test_what_is_taken_or_left_at_its_default_is_accepted() -> None:
+    for how in (
+        TrainingSettings(family="gbm", seed=7, held_out=0.3, optimizer="adamw", epochs=None),
+        TrainingSettings(teachers=("transformer",), window=3, teacher_weight=0.2),
+        TrainingSettings(family="blend", teachers=("gbm",), width=16),
+    ):
+        assert accepted(how) is how
+
+
+def test_where_families_are_compared_it_is_said_who_passes_over_what() -> None:
+    how = TrainingSettings(width=16, teachers=("gbm",))
+    assert passed_over(["served", "mingru", "pareto_gg"], how) == ""
+    assert passed_over(["mingru", "gru", "gbm", "linear"], how) == (
+        "gru does not take training.teachers; gbm and linear do not take training.width and"
+        " training.teachers: trained without"
+    )

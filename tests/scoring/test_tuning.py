@@ -357,6 +357,17 @@ def test_the_teachers_in_force_teach_every_trial(task: Task, tmp_path: Path) -> 
     assert taught != first(BASE, "alone")
 
 
+def test_only_what_the_family_takes_is_searched(task: Task, tmp_path: Path) -> None:
+    tried = {}
+    for name in ("mingru", "dnn"):
+        how = BASE.model_copy(update={"family": name, "width": 32, "epochs": 1})
+        with opened(tmp_path / name) as held:
+            tune(task, held, trials=1, base=how)
+            tried[name] = {*held.study.trials[0].params}
+    assert tried["mingru"] == {one.name for one in whole.SPACE}
+    assert tried["mingru"] - tried["dnn"] == {"width", "event_dropout", "time_jitter_days"}
+
+
 def test_the_augmentation_is_searched_from_none_on() -> None:
     asked = {one.name: one.choices for one in whole.SPACE if one.choices}
     for name in ("event_dropout", "time_jitter_days", "cutoff_dropout"):
