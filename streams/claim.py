@@ -62,6 +62,8 @@ class Claims:
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self._generation = ""  # as the metrics say
         self._missing_since: float | None = None
+        self._publisher: Publisher | None = None  # of the last claim
+        self._lost = False  # `scores` has lost values, and not everybody is on the way again
 
     async def claim(self) -> Held:
         """Steps 1, 5 and 6 of the protocol; the intake then begins at the watermark."""
@@ -85,11 +87,14 @@ class Claims:
             pipeline.store,
             claim.token,
             logs.id,
+            logs.scores_id,
             self._reader,
             around.pacer,
             around.metrics,
             self._progressed,
         )
+        self._lost = self._lost or (self._publisher is not None and self._publisher.scores_cut)
+        self._publisher = publisher
         await publisher.start()
         crashpoints.passing("claim_producer")
         try:
@@ -139,7 +144,10 @@ class Claims:
             source.trail.led(epochs[p], logs.asked_s)
         self._begin_at(mark, bounds, asked)
         crashpoints.passing("claim_published")
+        self._look_at_scores(published, logs, found[scores])
+        held.publisher.scores_end = found[scores].end
         await self._reconcile(claim, published, held)
+        await self._publish_everybody(held)
         log.info(
             "partition claimed",
             extra={
@@ -196,6 +204,39 @@ class Claims:
         for source, at, before in zip(self._intake.sources, bounds, asked, strict=True):
             source.end = max(at.end, source.end) if source.end > before else at.end
 
+    def _look_at_scores(self, published: Published | None, logs: Logs, held: Bounds) -> None:
+        """Was `scores` made again, or cut below what a transaction had brought it to?"""
+        if published is None or not published.scores_id:
+            return
+        other, short = published.scores_id != logs.scores_id, held.end < published.scores_end
+        if other or short:
+            self._lost = True
+            log.error(
+                "values on scores were lost, publishing every user again",
+                extra={
+                    "partition": self._partition,
+                    "why": "the topic was made again" if other else "the topic was cut",
+                    "end": held.end,
+                    "published_end": published.scores_end,
+                },
+            )
+
+    async def _publish_everybody(self, held: Held) -> None:
+        """Where `scores` has lost values: sweep, at once or when a roll-back is made good."""
+        if not self._lost or held.watermark is None:
+            return
+        if held.rollback is not None:
+            held.rollback.everybody = True
+            return
+        held.publisher.put(await self._begin_sweep(held))
+        self._lost = False
+
+    async def _begin_sweep(self, held: Held) -> Waiting:
+        """Commit that every user is to be published again."""
+        done = await held.refresh([], None, "recover", progress=sweep.PENDING)
+        held.watermark = mark = done.watermark
+        return Waiting(mark.identity, mark.positions, done.updates)
+
     async def _reconcile(self, claim: Claim, published: Published | None, held: Held) -> None:
         """What the outbox still has to say, by the identity of what was published last."""
         mark = claim.watermark
@@ -236,9 +277,7 @@ class Claims:
             extra={"partition": self._partition, "known_seq": known_seq},
         )
         held.seq_at_least = known_seq
-        done = await held.refresh([], None, "recover", progress=sweep.PENDING)
-        held.watermark = mark = done.watermark
-        return Waiting(mark.identity, mark.positions, done.updates)
+        return await self._begin_sweep(held)
 
     def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:
         """Redis was rolled back: publish nothing before it has caught up."""

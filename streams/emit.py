@@ -32,11 +32,15 @@ class Published:
     positions: tuple[int, ...]
     log_id: str
     store: str = ""  # that served; "" where a record does not say
+    scores_id: str = ""  # UUID of the topic that the values went to; "" where it does not say
+    scores_end: int = (
+        0  # its partition p reaches at least so far, the transaction's marker included
+    )
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main")
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9)
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -48,6 +52,8 @@ class Published:
                 "positions": self.positions,
                 "log_id": self.log_id,
                 "store": self.store,
+                "scores_id": self.scores_id,
+                "scores_end": self.scores_end,
             },
             separators=(",", ":"),
         ).encode()
@@ -62,6 +68,8 @@ class Published:
                 tuple(int(p) for p in said["positions"]),
                 str(said["log_id"]),
                 str(said.get("store", "")),
+                str(said.get("scores_id", "")),
+                int(said.get("scores_end", 0)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of what was published: {value[:80]!r}") from error

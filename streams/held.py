@@ -119,7 +119,7 @@ class Held:
         """
         users = sorted(roll.users)
         waiting = []
-        progress = sweep.PENDING if roll.undid_flip else ""
+        progress = sweep.PENDING if roll.everybody else ""
         for low in range(0, max(1, len(users)), REFRESH_USERS):
             done = await self.refresh(
                 users[low : low + REFRESH_USERS], None, "recover", progress=progress
@@ -136,7 +136,7 @@ class Held:
             extra={
                 "partition": self.partition,
                 "users": len(users),
-                "undid_flip": roll.undid_flip,
+                "everybody": roll.everybody,
                 "seq": self.watermark.identity.seq if self.watermark else 0,
             },
         )

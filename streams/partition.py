@@ -153,6 +153,16 @@ class Owner:
         return self._held.log_id if self._held else ""
 
     @property
+    def scores_id(self) -> str:
+        """UUID of the topic that values go to, as the claim found it; "" without a claim."""
+        return self._held.publisher.scores_id if self._held else ""
+
+    @property
+    def scores_end(self) -> int:
+        """How far transactions have brought our partition of `scores`; 0 without a claim."""
+        return self._held.publisher.scores_end if self._held else 0
+
+    @property
     def in_hand(self) -> list[int]:
         """The position in each source up to which everything was read, committed or not."""
         return [source.in_hand for source in self._intake.sources]

@@ -4,7 +4,8 @@ Per claim one Publisher with one transactional producer (`<app>-<partition>`). S
 a zombie and waits until the zombie's open transaction has ended; only then is the last published
 record read. All commits that wait go into one transaction: each user's last document, the dead
 letters with their raw bytes, and one record on `<scores>.published` that names the last commit
-and its positions. After that the outbox is trimmed up to the published entry.
+and its positions, and how far that has brought `scores`: a `scores` that was made again or cut
+since says so to the next claim. After that the outbox is trimmed up to the published entry.
 
 There is one way back from every error: this publisher is thrown away and the partition claimed
 again (a fenced aiokafka producer answers with bare AssertionErrors afterwards; `stop()` works).
@@ -106,6 +107,7 @@ class Publisher:
         store: FeatureStore,
         token: str,
         log_id: str,
+        scores_id: str,
         reader: LogReader,
         pacer: Pacer,
         metrics: Metrics,
@@ -115,10 +117,13 @@ class Publisher:
         self.error: Exception | None = None  # once set, this publisher is done for
         self.users = 0  # documents and dead letters waiting
         self.published: Identity | None = None
+        self.scores_end = 0  # of our partition of `scores`, as far as we know; a claim says
+        self.scores_cut = False  # a transaction of ours began before that
         self._kafka = settings.kafka
         self._store = store
         self._token = token
         self._log_id = log_id
+        self.scores_id = scores_id
         self._reader = reader
         self._pacer = pacer
         self._metrics = metrics
@@ -237,16 +242,15 @@ class Publisher:
         assert producer is not None, "start() comes before begin()"
         kafka, p = self._kafka, self.partition
         await producer.begin_transaction()
-        sent: list[Any] = []
 
         async def send(
             topic: str,
             partition: int,
             rows: list[tuple[bytes | None, bytes | None, Headers]],
             most: int = _BATCH_BYTES,
-        ) -> None:
+        ) -> list[Any]:
             # Whole batches: a future for each record would cost ten times the append.
-            builder = producer.create_batch()
+            sent, builder = list[Any](), producer.create_batch()
             for key, value, headers in rows:
                 full = builder.size() + len(key or b"") + len(value or b"") > most
                 if (full and builder.record_count()) or builder.append(
@@ -257,14 +261,15 @@ class Publisher:
                     builder.append(timestamp=None, key=key, value=value, headers=headers)
             if builder.record_count():
                 sent.append(await producer.send_batch(builder, topic, partition=partition))
+            return sent
 
-        await send(
+        values = await send(
             kafka.scores,
             p,
             [(user.encode(), doc or None, JSON_HEADERS) for user, doc in documents.items()],
         )
         room = _LETTER_RECORDS * kafka.max_record_bytes
-        await send(
+        sent = await send(
             kafka.dlq,
             _DLQ_PARTITION,
             [x.render(kafka.sources[x.letter.source], p, room) for x in letters],
@@ -272,11 +277,28 @@ class Publisher:
             # small, letters that waited for the broker would be refused together, for ever.
             min(room, _BATCH_BYTES),
         )
-        mark = Published(last.identity, last.positions, self._log_id, self._store.name)
-        await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
+        grows = len(documents) + 1 if documents else 0  # by the transaction's marker, too
+        mark = Published(
+            last.identity,
+            last.positions,
+            self._log_id,
+            self._store.name,
+            self.scores_id,
+            self.scores_end + grows,
+        )
+        sent += await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*sent)
+        began = [(await batch).offset for batch in values]
+        # A batch that had to be sent twice may come back without its offset, as -1.
+        first = min((at for at in began if at >= 0), default=self.scores_end)
+        if first < self.scores_end:
+            self.scores_cut = True
+            raise PublishError(
+                f"{kafka.scores}/{p} ends at offset {first}, yet it had reached {self.scores_end}"
+            )
         crashpoints.passing("in_transaction")
         await producer.commit_transaction()
+        self.scores_end = first + grows
 
     async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:
         """With their records, from memory or read again from the log."""

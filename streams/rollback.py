@@ -36,7 +36,7 @@ class Rollback:
     published: Published
     users: set[str]  # touched since: each is published once
     parked: list[Parked]  # dead letters at or beyond the published positions
-    undid_flip: bool = False  # another store served then: every user is published again
+    everybody: bool = False  # is to be published again: another store served then, for one
 
     @classmethod
     def behind(cls, published: Published, outbox: Sequence[OutboxEntry], store: str) -> Rollback:

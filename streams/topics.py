@@ -193,8 +193,8 @@ def log_id(settings: Settings, ids: dict[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFound:
-    """A source topic as the broker has it now.
+class TopicFound:
+    """A topic as the broker has it now.
 
     epochs: of each partition's leadership; raised with each change of leader, and only then can a
     log lose what it had acknowledged.
@@ -211,21 +211,33 @@ class SourceFound:
         return len(self.epochs)
 
 
-def sources_found(settings: Settings) -> dict[str, SourceFound]:
+def all_found(settings: Settings) -> dict[str, TopicFound]:
+    """Each of our topics that the broker has, sources and outputs."""
+    return _as_found(settings.kafka, [topic.name for topic in wanted(settings.kafka)])
+
+
+def sources_found(settings: Settings) -> dict[str, TopicFound]:
     """Each source topic that the broker has."""
-    with _admin(settings.kafka) as admin:
-        found = _found(admin, settings.kafka, settings.kafka.sources)
+    return _as_found(settings.kafka, settings.kafka.sources)
+
+
+def _as_found(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, TopicFound]:
+    with _admin(kafka) as admin:
+        found = _found(admin, kafka, names)
     return {
-        name: SourceFound(found[name].id, found[name].epochs, "compact" in found[name].policies)
-        for name in settings.kafka.sources
+        name: TopicFound(found[name].id, found[name].epochs, "compact" in found[name].policies)
+        for name in names
         if name in found
     }
 
 
-def sources_there(settings: Settings) -> dict[str, SourceFound]:
+def sources_there(settings: Settings) -> dict[str, TopicFound]:
     """Each source topic; TopicError where one is missing."""
-    found = sources_found(settings)
-    for name in settings.kafka.sources:
+    return _whole(settings.kafka.sources, sources_found(settings))
+
+
+def _whole(names: Sequence[str], found: dict[str, TopicFound]) -> dict[str, TopicFound]:
+    for name in names:
         if name not in found:
             raise TopicError(_missing(name))
     return found
@@ -240,21 +252,24 @@ def compacted(settings: Settings) -> tuple[str, ...]:
 class Logs:
     """The logs as the broker has them now."""
 
-    id: str  # UUIDs of the topics
+    id: str  # UUIDs of the sources
+    scores_id: str  # UUID of the topic that values go to
     epochs: tuple[tuple[int, ...], ...]  # of leadership, by source and partition
     compacted: frozenset[str]  # topics that may lack records for compaction, as the settings accept
     asked_s: float  # when we asked, by the monotonic clock
 
 
 def logs(settings: Settings) -> Logs:
-    """The sources' logs; TopicError where one is missing."""
-    asked_s, there = time.monotonic(), sources_there(settings)
-    found = [there[name] for name in settings.kafka.sources]
-    accepts = settings.kafka.compacted == "accept"
+    """The logs as they are now; TopicError where one of our topics is missing."""
+    kafka, asked_s = settings.kafka, time.monotonic()
+    there = _whole([topic.name for topic in wanted(kafka)], all_found(settings))
+    found = [there[name] for name in kafka.sources]
+    accepts = kafka.compacted == "accept"
     return Logs(
         ",".join(x.id for x in found),
+        there[kafka.scores].id,
         tuple(x.epochs for x in found),
-        frozenset(name for name, x in there.items() if x.compacted and accepts),
+        frozenset(name for name in kafka.sources if there[name].compacted and accepts),
         asked_s,
     )
 

@@ -4,8 +4,9 @@ Kafka consumers can go silent while they look healthy. Per partition: lag (last 
 asked of the broker, minus watermark) with a watermark that has not moved for `stall_s`; a log that
 was made again or cut below the watermark, of which a consumer says nothing (it begins anew at
 offset 0, and everything below the watermark passes for a repeat); retention that overtook what was
-read; another leader, behind which the log may have been cut and written on. The owner then claims
-again, and its claim says what to run. For the
+read; another leader, behind which the log may have been cut and written on; `scores` made again, or
+cut below what was published. The owner then claims again, and its claim says what to run, or
+publishes every user again. For the
 worker: topics that vanished (Faust then rebalances to an empty assignment and says "ready") or have
 more partitions than the settings say, or were made compacted where that is not accepted, no
 group coordinator for long (a broker killed hard can answer NOT_COORDINATOR for minutes), or
@@ -19,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
@@ -28,8 +29,8 @@ from streams.ending import end
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
 from streams.partition import Owner
-from streams.settings import Settings
-from streams.topics import SourceFound
+from streams.settings import KafkaSettings, Settings
+from streams.topics import TopicFound
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Watchdog:
         self._coordinated_s = time.monotonic()
         self._silent_s = 0.0  # when the broker last left a question of ours unanswered
         self._missing_since: float | None = None
+        self._brought: dict[int, int] = {}  # by partition, how far `scores` was at the look before
         self._asking: asyncio.Task[None] | None = None
         self.looked_s = time.monotonic()  # livez asks how long ago the loop came by
 
@@ -128,8 +130,8 @@ class Watchdog:
 
     async def _look_for_topics(self, now: float, live: Mapping[int, Owner]) -> None:
         asked_s = time.monotonic()
-        there = await asyncio.to_thread(topics.sources_found, self._settings)
-        gone = [t for t in self._settings.kafka.sources if t not in there]
+        there = await asyncio.to_thread(topics.all_found, self._settings)
+        gone = [t.name for t in topics.wanted(self._settings.kafka) if t.name not in there]
         if not gone:
             self._missing_since = None
             self._compare(there, live)
@@ -143,10 +145,10 @@ class Watchdog:
         if now - self._missing_since >= _MISSING_S:
             self._give_up(
                 f"topic {', '.join(gone)} does not exist (any more): make it with "
-                "`livevalue topics --apply`, then see `livevalue recover --help`"
+                f"`livevalue topics --apply`, then {_then(self._settings.kafka, gone)}"
             )
 
-    def _compare(self, there: Mapping[str, SourceFound], live: Mapping[int, Owner]) -> None:
+    def _compare(self, there: Mapping[str, TopicFound], live: Mapping[int, Owner]) -> None:
         """The topics are there: are they those that we read?"""
         kafka = self._settings.kafka
         counts = {t: there[t].partitions for t in kafka.sources}
@@ -167,14 +169,21 @@ class Watchdog:
         for owner in live.values():
             if owner.log_id not in ("", ids):
                 owner.doubt("a topic was made again under a running worker")
+            if owner.scores_id not in ("", there[kafka.scores].id):
+                owner.doubt(f"{kafka.scores} was made again under a running worker")
 
     async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
         sources = self._settings.kafka.sources
         tps = [TopicPartition(t, p) for p in live for t in sources]
+        scores = {p: TopicPartition(self._settings.kafka.scores, p) for p in live}
         # Before the ends are asked for: what is committed meanwhile may lie beyond the answer.
         stood = {p: o.watermark.positions for p, o in live.items() if o.watermark is not None}
-        bounds = await self._reader.bounds(tps)
+        # Those of a while ago: a transaction's end is not at once on every partition of it.
+        brought, self._brought = self._brought, {p: o.scores_end for p, o in live.items()}
+        bounds = await self._reader.bounds([*tps, *scores.values()])
         for p, owner in live.items():
+            if bounds[scores[p]].end < min(brought.get(p, 0), owner.scores_end):
+                owner.doubt(f"{scores[p].topic}/{p} ends before what was published")
             ends = [bounds[TopicPartition(t, p)].end for t in sources]
             starts = [bounds[TopicPartition(t, p)].start for t in sources]
             if p in stood and any(a < b for a, b in zip(owner.in_hand, starts, strict=True)):
@@ -182,3 +191,12 @@ class Watchdog:
             if any(at > end for at, end in zip(stood.get(p, ()), ends, strict=False)):
                 owner.doubt(f"the log of partition {p} ends at {ends}, before the watermark")
             owner.saw_end(ends)
+
+
+def _then(kafka: KafkaSettings, gone: Sequence[str]) -> str:
+    """What to do when topics that had vanished are there again."""
+    if set(gone) & set(kafka.sources):
+        return "see `livevalue recover --help`"
+    lost = " The dead letters that it held are gone" if kafka.dlq in gone else ""
+    anew = ", which publishes every user again" if set(gone) - {kafka.dlq} else "."
+    return f"start the worker{anew}{lost}"

@@ -250,3 +250,40 @@ def test_a_cut_that_nobody_saw_halts_whoever_comes_next(own: tuple[Deployment, K
         now[user] = now.get(user, 0) + cents
     assert held_cents(deployment) == now
     said_once_and_last(deployment)
+
+
+def test_values_that_a_broker_has_lost_are_said_again(own: tuple[Deployment, Kafka]) -> None:
+    """The end of two partitions of `scores`: under a worker, and while none runs."""
+    deployment, kafka = own
+    events, worker = list(some_events(900, 60)), deployment.start()
+    for low in range(0, 900, 90):  # a transaction each, at least
+        send_all(deployment, events[low : low + 90])
+        deployment.settle()
+    scores = deployment.settings.kafka.scores
+
+    def lose_values(number: int) -> None:
+        kafka.kill()
+        cut(kafka, scores, number, 10)
+        kafka.start()
+
+    def all_said() -> bool:
+        said = {u: json.loads(d)["revision"] for u, d in last_scores(deployment).items() if d}
+        return said == {
+            key.decode().partition(":v:")[2]: json.loads(deployment.redis.get(key) or b"")["revision"]
+            for key in deployment.redis.scan_iter("lv:{*}:v:*", count=1000)
+        }
+
+    assert all_said()
+    lose_values(0)
+    back = datetime.now(UTC)
+    until(all_said, 30)
+    what = "values on scores were lost, publishing every user again"
+    assert [(x["partition"], x["why"]) for x in worker.lines(what)] == [(0, "the topic was cut")]
+    noticed(worker.lines(what), back)
+    assert worker.stop() == 0
+    lose_values(1)
+    worker = deployment.start("next")
+    until(all_said, 30)
+    assert [(x["partition"], x["why"]) for x in worker.lines(what)] == [(1, "the topic was cut")]
+    assert not halted(worker)
+    said_once_and_last(deployment)

@@ -206,6 +206,11 @@ class Owning:
     async def scores(self) -> list[RawRecord]:
         return await self.read(self.settings.kafka.scores)
 
+    async def end_of_scores(self) -> int:
+        """Where `scores` ends, the last marker included."""
+        tp = TopicPartition(self.settings.kafka.scores, 0)
+        return (await self.reader.bounds([tp]))[tp].end
+
     async def until_swept(self, records: int) -> None:
         """Wait until `scores` holds at least so many records, and all is published."""
         for _ in range(400):

@@ -60,6 +60,28 @@ def administer(settings: Settings, work: Callable[[KafkaAdminClient], object]) -
     client.close()
 
 
+async def test_an_output_that_vanishes_ends_the_worker_and_says_what_becomes_of_it(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka, found = owning.settings.kafka, topics.all_found
+    for name, then in (
+        (kafka.scores, "start the worker, which publishes every user again"),
+        (kafka.published, "start the worker, which publishes every user again"),
+        (kafka.dlq, "start the worker. The dead letters that it held are gone"),
+        (kafka.sources[0], "see `livevalue recover --help`"),
+    ):
+
+        def without(asked: Settings, name: str = name) -> dict[str, topics.TopicFound]:
+            return {topic: x for topic, x in found(asked).items() if topic != name}
+
+        monkeypatch.setattr(topics, "all_found", without)
+        monkeypatch.setattr(watchdog, "_MISSING_S", 0.0)
+        watched = Watched(owning)
+        await watched.look()
+        assert f"topic {name} does not exist" in watched.said[0]
+        assert watched.said[0].endswith(f"`livevalue topics --apply`, then {then}")
+
+
 async def test_lag_that_shrinks_is_no_stall_and_lag_that_stands_is_one(owning: Owning) -> None:
     watched, owner = await folded(owning, 100)
     await watched.dog.look()
@@ -105,8 +127,8 @@ async def test_a_group_without_a_coordinator_for_long_ends_the_worker(owning: Ow
 async def test_a_topic_that_is_missing_for_a_moment_is_no_end_and_one_that_stays_away_is(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched, found, there = Watched(owning), topics.sources_found, False
-    monkeypatch.setattr(topics, "sources_found", lambda asked: found(asked) if there else {})
+    watched, found, there = Watched(owning), topics.all_found, False
+    monkeypatch.setattr(topics, "all_found", lambda asked: found(asked) if there else {})
 
     await watched.look()  # a broker that starts answers like this
     there = True
@@ -231,7 +253,7 @@ class Leaders:
         self.epoch, self.cut_at, self.cut_end = 0, 0, 0
         self._topic = owning.settings.kafka.sources[0]
         self._found, self._these, self._ends = (
-            topics.sources_found,
+            topics.all_found,
             LogReader.these,
             leaders.epoch_ends,
         )
@@ -242,13 +264,13 @@ class Leaders:
         ) -> dict[int, RawRecord]:
             return await lead.these(reader, tp, offsets)
 
-        monkeypatch.setattr(topics, "sources_found", self.found)
+        monkeypatch.setattr(topics, "all_found", self.found)
         monkeypatch.setattr(LogReader, "these", these)
         monkeypatch.setattr(leaders, "epoch_ends", self.ends)
 
-    def found(self, settings: Settings) -> dict[str, topics.SourceFound]:
+    def found(self, settings: Settings) -> dict[str, topics.TopicFound]:
         real = self._found(settings)
-        return {t: topics.SourceFound(x.id, (self.epoch,)) for t, x in real.items()}
+        return {t: topics.TopicFound(x.id, (self.epoch,)) for t, x in real.items()}
 
     def cut(self, low: int, high: int) -> None:
         """The next leader has lost [low, high), and was written on."""
