@@ -252,9 +252,12 @@ def _show_shadows(found: dict[str, Any], out: Output) -> None:
 
 def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     """The columns that moved most."""
+    from scoring import outliers
     from scoring.retraining.drift import STABLE, band
     from scoring.retraining.settings import DRIFTED
 
+    for line in outliers.lines(drifted["outliers"]):
+        out.say(line)
     if drifted["psi"] is None:
         out.say(f"drift cannot be told: {drifted['reason']}")
         return

@@ -81,6 +81,7 @@ def retrain(
     from livevalue.jobs.generating import retrain as job
     from livevalue.rejections import lines
     from livevalue.repeating import repeatedly
+    from scoring import outliers
 
     if psi is not None and not if_drifted:
         raise typer.BadParameter("--psi is a limit of --if-drifted: give both, or neither")
@@ -110,6 +111,8 @@ def retrain(
                 f" {counted(facts['duplicates'], 'duplicate')}"
             )
         for line in lines(facts):
+            out.say(line)
+        for line in outliers.lines(facts["metrics"].get("outliers")):
             out.say(line)
         _show_gate(facts["metrics"], out)
         verb = "serves" if facts["promoted"] else "does not serve"
@@ -199,6 +202,8 @@ def show(name: Annotated[str, typer.Argument(metavar="G")], json: Json = None) -
     if spread := facts["reference"]:
         # Ten bins of each column are for programs.
         shown["reference"] = f"{spread['users']:,} users, {len(spread['columns'])} columns"
+    if cut := facts["params"].get("bounds"):
+        shown["params"] = {**facts["params"], "bounds": counted(len(cut), "column")}
     shown["cost"] = costs(facts["cost"])
     out.table(("", ""), ((key, str(value)) for key, value in shown.items()))
     out.result(facts)

@@ -25,6 +25,7 @@ from livevalue.jobs import shadowing, snapshots
 from livevalue.jobs.exporting import live_now, live_stores
 from livevalue.output import Refused
 from livevalue.sources import KAFKA, FileOptions, Source
+from scoring.outliers import Outliers
 from scoring.retraining import audit as judging
 from scoring.retraining import drift as drifting
 from scoring.retraining.audit import Row, Thresholds, Truth
@@ -209,6 +210,7 @@ async def drift(
             "limit": settings.retrain.psi if beyond is None else beyond,
             "drifted": None,
             "columns": {},
+            "outliers": None,
             "reference": None,
         }
         if len(serving) > 1:
@@ -224,6 +226,7 @@ async def drift(
             reason = f"generation {made.short} {what}, so there is nothing to compare with"
             return {**facts, "users": 0, "reason": reason}
         tally = drifting.Tally(reference, made.manifest.horizons_s, drifting.read_by(made.manifest))
+        bounded = Outliers.of(made.manifest)
         for partition, scorer in scorers.items():
             store = live[partition]
             seen: set[str] = set()
@@ -243,6 +246,8 @@ async def drift(
                     features = scorer.features(states, as_of[:, None])
                     said = made.model.predict(head, features).expected[:, 0]
                     tally.add(features[:, 0], said)
+                    if bounded is not None:
+                        bounded.add(features[:, 0])
                 if progress:
                     progress(tally.known)
                 if not cursor:
@@ -264,6 +269,7 @@ async def drift(
             "psi": largest,
             "drifted": None if largest is None else largest > facts["limit"],
             "columns": {name: round(x, 4) for name, x in found.items()},
+            "outliers": bounded.as_json() if bounded is not None else None,
             "reference": {"as_of": times.text(reference.as_of_ms), "users": reference.users},
             "reason": reason,
         }

@@ -22,7 +22,9 @@ from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.errors import TooLittleData
 from scoring.generation import Generation, build, unservable
+from scoring.inputs import of_rows
 from scoring.judging import metrics
+from scoring.outliers import Outliers
 from scoring.retraining import gate, origins
 from scoring.retraining.corrector import Corrector, Tried, corrected, factor
 from scoring.retraining.drift import with_reference
@@ -128,6 +130,9 @@ class Work:
             made, apart = corrected(made, level.factor), corrected(apart, level.factor)
         newest = learned.rows(learned.window == learned.window.max())
         made = with_reference(made, newest, expected(made, newest)[0])
+        beyond = Outliers.of(made.manifest)
+        if beyond is not None:
+            beyond.add(of_rows(made, newest))
         facts: dict[str, Any] = {
             "validation": self._measure(apart, self._held(recipe, learned)),
             "origins": {
@@ -138,6 +143,7 @@ class Work:
                 "rows": [_row(one) for one in said.values()],
             },
             "level_corrector": level.as_json(),
+            "outliers": beyond.as_json() if beyond is not None else None,
             "refitted_to": times.text(int(learned.cutoffs_ms[newest.window[0]])),
         }
         manifest = made.manifest.model_copy(update={"metrics": facts, "recipe": recipe.as_json()})

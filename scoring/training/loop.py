@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from featurestore.vector import TOKENS
-from scoring import calibration
+from scoring import calibration, outliers
 from scoring.errors import TooLittleData
 from scoring.generation import Generation, Manifest, build
 from scoring.settings import TrainingSettings
@@ -36,7 +36,7 @@ from scoring.training.forecasts import score
 from scoring.training.run import Run
 from scoring.training.splits import held_out, late
 from scoring.training.teacher import Teacher
-from scoring.zoo.nets import Net
+from scoring.zoo.nets import CLIP, Net
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 Watch = Callable[[int, int, float], None]  # epochs done, in all, held-out loss; may raise to stop
@@ -140,13 +140,16 @@ def generation(
     net, settings = trained.net, trained.settings
     files = {**family(settings.family).export(net), **trained.columns.files()}
     names = trained.columns.names
-    scale = net.feature_scale.numpy()
+    mean, scale = net.feature_mean.numpy(), net.feature_scale.numpy()
+    read = scale > 0
+    reach = CLIP / scale[read]
+    trained_features = tuple(n for n, kept in zip(names, read.tolist(), strict=True) if kept)
     manifest = Manifest(
         family=settings.family,
         horizons_s=examples.horizons_s,
         features=names,
         tokens=TOKENS if net.readout else (),
-        trained_features=tuple(n for n, s in zip(names, scale, strict=True) if s > 0),
+        trained_features=trained_features,
         trained_until_ms=examples.clock_ms,
         log_start_ms=examples.log_start_ms,
         seen_types=examples.seen_types,
@@ -157,6 +160,7 @@ def generation(
             **({"teacher_weight": settings.teacher_weight} if trained.taught else {}),
             "parameters": sum(p.numel() for p in net.parameters()),
             **trained.columns.facts(),
+            **outliers.bounds(trained_features, mean[read] - reach, mean[read] + reach),
         },
         metrics=dict(metrics or {}),
     )

@@ -76,4 +76,5 @@ def generation(
     manifest = manifest.model_copy(
         update={"features": names, "trained_features": trained, "params": params}
     )
+    manifest = two_part.with_bounds(manifest, arrays)
     return build(manifest, {two_part.FILE: save(dict(arrays)), **columns.files()})

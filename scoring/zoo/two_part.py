@@ -30,6 +30,7 @@ from scoring.errors import GenerationError, TooLittleData
 from scoring.generation import Generation, Manifest, build
 from scoring.heads import mixture, prediction
 from scoring.interface import Floats, Prediction
+from scoring.outliers import bounds
 from scoring.serving import weights
 from scoring.training.examples import Examples
 from scoring.zoo.seen import DRIFTING, moved_by, unseen
@@ -123,6 +124,11 @@ class Scaling:
         out: Floats = np.clip(z, self.low, self.high).astype(np.float32, copy=False)
         return out
 
+    def bounds(self) -> tuple[Doubles, Doubles]:
+        """(F,) lowest and (F,) highest value read, in the units of the columns."""
+        scale, mean, sd = (a.astype(np.float64) for a in (self.scale, self.mean, self.sd))
+        return np.sinh(self.low * sd + mean) * scale, np.sinh(self.high * sd + mean) * scale
+
     def arrays(self) -> dict[str, Floats]:
         """For the family's file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -206,8 +212,17 @@ def generation(
     manifest: Manifest, keep: Mask, arrays: Mapping[str, npt.NDArray[Any]]
 ) -> Generation:
     """Put fitted arrays into a generation; `manifest` says of which family, fitted on what."""
-    manifest = manifest.model_copy(update={"features": NAMES, "trained_features": named(keep)})
+    manifest = with_bounds(
+        manifest.model_copy(update={"features": NAMES, "trained_features": named(keep)}), arrays
+    )
     return build(manifest, {FILE: save(dict(arrays))})
+
+
+def with_bounds(manifest: Manifest, arrays: Mapping[str, npt.NDArray[Any]]) -> Manifest:
+    """The bounds of its scaled features in its params, for scoring.outliers."""
+    scaling = Scaling(*(arrays[field.name] for field in fields(Scaling)))
+    found = bounds(manifest.trained_features, *scaling.bounds())
+    return manifest.model_copy(update={"params": {**manifest.params, **found}})
 
 
 Fit = Callable[[Manifest, Examples], Generation]

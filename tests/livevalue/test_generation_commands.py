@@ -90,7 +90,13 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
         still = retrain("--if-drifted")
         assert (still["generation"], still["drifted"]) == (made["generation"], False), still
         assert 0 < still["psi"] < 0.25 and "have not drifted" in still["reason"]
-        assert command(deployment, "audit", "--drift")["drift"]["psi"] == still["psi"]
+        told = command(deployment, "audit", "--drift")["drift"]
+        assert told["psi"] == still["psi"]
+        # The same bounds, of those trained on at the newest cut-off and of those who live now.
+        then, now = made["metrics"]["outliers"], told["outliers"]
+        bounds = command(deployment, "generations", "show", made["generation"])["params"]["bounds"]
+        assert then.keys() == now.keys() and then["users"] <= now["users"] <= USERS
+        assert set(now["columns"]) <= set(bounds)
         moved = retrain("--if-drifted", "--psi", "0")
         assert moved["drifted"] and "nothing has changed" in moved["reason"]
         assert moved["generation"] == made["generation"]

@@ -146,6 +146,7 @@ def test_a_retrain_counts_what_it_folded_as_a_replay_does(tmp_path: Path, champi
     assert {name: found[name] for name in counts} == {name: replayed[name] for name in counts}
     assert found["late"] == 1
     assert set(found["reasons"]) == {"invalid_field", "conflict", "future", "late"}
+    assert found["metrics"]["outliers"]["users"] == 60
     assert "482 applied, 1 duplicate" in done.stdout and "1 conflict" in done.stdout
 
 

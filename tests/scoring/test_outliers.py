@@ -1,0 +1,91 @@
+"""Outliers: what is beyond the bounds is read as the bound, and counted by those very bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
+
+from featurestore.settings import FeatureSettings  # noqa: E402
+from scoring.generation import Generation, prior  # noqa: E402
+from scoring.inputs import of_rows  # noqa: E402
+from scoring.outliers import BOUNDS, Outliers  # noqa: E402
+from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
+from scoring.training import loop  # noqa: E402
+from scoring.training.examples import Examples, build  # noqa: E402
+from scoring.zoo import gbm, graph, linear, polynomial  # noqa: E402
+from tests.scoring.logs import DAY, shoppers  # noqa: E402
+
+HORIZONS_S = (7 * 86_400, 30 * 86_400)
+
+
+def _examples() -> Examples:
+    log = shoppers()
+    start = int(log[0][1].events["time_ms"].min())
+    cutoffs = np.array([start + day * DAY for day in (60, 100, 140)], np.int64)
+    return build(log, FeatureSettings(), ["events"], HORIZONS_S, cutoffs, start, 0)
+
+
+ROWS = _examples()
+
+
+def _net(family: str) -> Generation:
+    how = TrainingSettings(family=family, epochs=2, width=4, rate=5e-3, users_per_batch=128)
+    return loop.generation(loop.train(ROWS, how), ROWS)
+
+
+MADE = {
+    "linear": linear.train(ROWS),
+    "polynomial": polynomial.train(ROWS),
+    "graph": graph.train(ROWS),
+    "mingru": _net("mingru"),
+    "mlp": _net("mlp"),
+}
+
+
+@pytest.mark.parametrize("family", MADE)
+def test_beyond_a_bound_nothing_moves_and_within_it_something_does(family: str) -> None:
+    made = MADE[family]
+    found = Outliers.of(made.manifest)
+    assert found is not None and len(found.names) >= 4
+    features = of_rows(made, ROWS)
+    mean = features.mean(axis=0)
+
+    def said(offset: float) -> np.ndarray:
+        """Of the mean user, another column each time at its upper bound plus so many widths."""
+        users = np.tile(mean, (len(found.at), 1))
+        users[np.arange(len(found.at)), found.at] = found.high + offset * (found.high - found.low)
+        carry = np.zeros((len(users), made.model.carry_size), np.float32)
+        return made.model.predict(carry, users.astype(np.float32)[:, None]).p_active[:, 0, 0]
+
+    np.testing.assert_allclose(said(0.5), said(3.0), rtol=1e-5)
+    assert (np.abs(said(-0.3) / said(0.5) - 1) > 1e-4).mean() > 0.5
+
+
+@pytest.mark.parametrize("family", MADE)
+def test_values_are_counted_where_a_model_reads_a_bound_in_their_place(family: str) -> None:
+    made = MADE[family]
+    found = Outliers.of(made.manifest)
+    assert found is not None
+    features = of_rows(made, ROWS).copy()
+    found.add(features)
+    before = found.as_json()
+    assert before["users"] == len(ROWS)
+    # Few: a thousandth of the rows on each side of a column, or beyond 6 deviations.
+    assert max(before["columns"].values(), default=0) <= len(ROWS) / 20
+    at = made.manifest.features.index("orders")
+    low, high = made.manifest.params[BOUNDS]["orders"]
+    features[:3, at] = high + (high - low)
+    features[3, at] = low - (high - low)
+    again = Outliers.of(made.manifest)
+    assert again is not None
+    again.add(features[:2])
+    again.add(features[2:4])
+    assert again.as_json()["columns"]["orders"] == 4
+    assert (again.users, again.beyond) == (4, 4)
+
+
+def test_a_family_without_bounds_of_its_own_counts_none() -> None:
+    assert Outliers.of(prior(ModelSettings()).manifest) is None
+    assert Outliers.of(gbm.train(ROWS).manifest) is None
