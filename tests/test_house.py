@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_the_readme_s_commands_are_in_the_makefile() -> None:
     named = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test"} <= named <= targets
     assert {"install", "demo", "test", "check", "bench", "chaos"} <= targets
+
+
+def test_every_locked_package_is_audited() -> None:
+    asked = ["make", "-n", "audit-deps"]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    runs = [shlex.split(run) for run in re.findall(r"/pip-audit (.+?) 2>&1", said)]
+    named = {ROOT / file for run in runs for flag, file in pairwise(run) if flag == "-r"}
+    assert named == set((ROOT / "requirements").glob("*.txt"))
+    for run in runs:  # --dry-run: the options fit the files, and no service is asked
+        dry = [sys.executable, "-m", "pip_audit", *run, "--dry-run"]
+        done = subprocess.run(dry, cwd=ROOT, capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_ci_runs_what_the_readme_says() -> None:
