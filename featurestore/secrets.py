@@ -1,4 +1,4 @@
-"""Secrets and certificates from files, for Redis and Kafka alike.
+"""Secrets and certificates from files, for Redis and Kafka alike; what may be shown of a URL.
 
 A password file is read again at each connection, so a password that was changed needs no restart.
 Certificates are checked with the name of the host, always. Every error is one line that names the
@@ -7,10 +7,14 @@ setting at fault and never holds what the file holds.
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from pydantic import SecretStr
+
+MASK = "***"
 
 
 class SecretError(Exception):
@@ -37,6 +41,48 @@ def password(said: SecretStr, file: str, setting: str) -> str:
             f"the first line of {file} is empty: write the password there ({setting})"
         )
     return lines[0]
+
+
+def shown(url: str, *, user: bool = False) -> str:
+    """A URL without its login and options, either of which may hold a secret; else the text.
+
+    `user`: show the user's name (that of Redis is no secret, an S3 key or a token may be), and the
+    options. A password may hold anything, so the last @ ends it.
+
+    >>> shown("s3://key:hunter2@bucket/x"), shown("az://models?sig=hunter2"), shown("/data/models")
+    ('s3://***@bucket/x', 'az://models?***', '/data/models')
+    >>> shown("redis://app:hunter2@cache:6379/0", user=True), shown("redis://app@cache", user=True)
+    ('redis://app:***@cache:6379/0', 'redis://app@cache')
+    """
+    scheme, there, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    if not there:
+        return url
+    if user:
+        name, colon, _ = login.partition(":")
+        return f"{scheme}://{name}{colon and f':{MASK}'}{at}{place}"
+    place, asked, _ = place.partition("?")
+    return f"{scheme}://{at and MASK}{at}{place}{asked and f'?{MASK}'}"
+
+
+def masked(text: str, url: str) -> str:
+    """What a driver says of `url`, without anything that `shown` leaves out, however spelt.
+
+    Parts of it, too: one that holds a / or : unquoted is taken apart where the URL is parsed.
+
+    >>> masked("404 at http://k:hunter%202@h/x for 'hunter 2'", "http://k:hunter%202@h/x")
+    "404 at http://***@h/x for '***'"
+    """
+    rest = url.partition("://")[2]
+    login, _, place = rest.rpartition("@")
+    secrets = {login, *re.split(r"[:/?#@]", login), place.partition("?")[2]} - {""}
+    spellings = {s for one in secrets for s in (one, unquote(one), quote(unquote(one), safe=""))}
+    for spelling in sorted(spellings, key=len, reverse=True):
+        if spelling.isalnum() and len(spelling) < 4:  # as a word only: a letter is everywhere
+            text = re.sub(rf"\b{spelling}\b", MASK, text)
+        else:
+            text = text.replace(spelling, MASK)
+    return text
 
 
 def tls(section: str, ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from featurestore.secrets import MASK, shown
 from livevalue import running
 from streams.settings import Settings
-
-MASK = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +36,11 @@ def listed() -> list[Row]:
         dumped = values.model_dump(mode="json")
         for name in type(values).model_fields:
             key = f"LIVEVALUE_{section}__{name}".upper()
-            secret = getattr(values, name)
-            value = masked(secret) if isinstance(secret, SecretStr) else dumped[name]
+            held, value = getattr(values, name), dumped[name]
+            if isinstance(held, SecretStr):
+                value = masked(held)
+            elif isinstance(value, str):
+                value = shown(value)
             rows.append(Row(key, value, origins.get(key, "default")))
     return rows
 
@@ -54,5 +55,5 @@ def masked(secret: SecretStr) -> str:
     """
     text = secret.get_secret_value()
     if "://" in text:
-        return re.sub(r"(://[^:@/]*):.*@", rf"\1:{MASK}@", text)
+        return shown(text, user=True)
     return MASK if text else ""

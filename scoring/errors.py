@@ -4,6 +4,7 @@
     ├── GenerationError     the files of a generation are not what they claim to be
     │   └── UnknownFamily   made by a newer version: upgrade, or promote an older generation
     ├── RegistryError       the registry cannot be used, or lacks the generation asked for
+    │   └── RegistryUnavailable   its disk, bucket or server does not answer, which may pass
     ├── TooLittleData       no mature labels yet: the message says from which date there will be
     └── CarryError          a packed state that this version cannot read: build the store anew
 
@@ -27,6 +28,10 @@ class UnknownFamily(GenerationError):
 
 class RegistryError(ScoringError):
     """The registry cannot be used, or does not hold what was asked for."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry's disk, bucket or server does not answer: that may pass."""
 
 
 class TooLittleData(ScoringError):

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
 
 from pydantic import ValidationError
 
-from scoring.errors import GenerationError, RegistryError
+from featurestore.secrets import masked, shown
+from scoring.errors import GenerationError, RegistryError, RegistryUnavailable
 from scoring.generation import MANIFEST, Generation, Manifest, load, safe_id, safe_name
 
+_SETTING = "LIVEVALUE_MODEL__REGISTRY"
 _ROOT = "generations"
 _INDEX = f"{_ROOT}/index.json"
 _CHAMPION = f"{_ROOT}/champion.json"
@@ -40,14 +44,15 @@ class FileBlobs:
     def __init__(self, url: str) -> None:
         import fsspec  # type: ignore[import-untyped]
 
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise RegistryError(
-                f"the registry {url!r} cannot be opened ({error}): set LIVEVALUE_MODEL__REGISTRY"
-                " to `store`, a folder, or a URL whose fsspec driver is installed"
-            ) from error
         self._url = url
+        with self._driver("open"):
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(url)
+            except (ImportError, ValueError) as error:
+                raise RegistryError(
+                    f"the registry {shown(url)!r} cannot be opened ({self._why(error)}): set"
+                    f" {_SETTING} to `store`, a folder, or a URL whose fsspec driver is installed"
+                ) from None
 
     async def blob(self, key: str) -> bytes | None:
         """The bytes under `key`, or None."""
@@ -58,26 +63,37 @@ class FileBlobs:
         await asyncio.to_thread(self._write, key, data)
 
     def _read(self, key: str) -> bytes | None:
-        try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{key}")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise RegistryError(f"cannot read the registry {self._url}: {error}") from error
-        return data
+        with self._driver("read"):
+            try:
+                data: bytes = self._fs.cat_file(f"{self._root}/{key}")
+            except FileNotFoundError:
+                return None
+            return data
 
     def _write(self, key: str, data: bytes) -> None:
         path = f"{self._root}/{key}"
         aside = f"{path}.{uuid4().hex}"
-        try:
+        with self._driver("write to"):
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._fs.pipe_file(aside, data)
             self._fs.mv(aside, path)
-        except OSError as error:
-            raise RegistryError(
-                f"cannot write to the registry {self._url} ({error}): check that it exists and"
-                " may be written"
-            ) from error
+
+    @contextmanager
+    def _driver(self, what: str) -> Iterator[None]:
+        """Translates what a driver raises, and drops it: a traceback would say its password."""
+        try:
+            yield
+        except RegistryError:
+            raise
+        # Each has kinds of its own: a login that is refused is no OSError to ftplib or aiohttp.
+        except Exception as error:  # noqa: BLE001
+            raise RegistryUnavailable(
+                f"cannot {what} the registry {shown(self._url)} ({self._why(error)}): check that"
+                f" it is there and lets us in, or correct {_SETTING}"
+            ) from None
+
+    def _why(self, error: Exception) -> str:
+        return masked(str(error), self._url) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

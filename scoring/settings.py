@@ -26,7 +26,9 @@ class ModelSettings(BaseModel):
         description="days of silence at which a document says the value; 0 first",
     )
     registry: str = Field(
-        "store", description="`store` keeps generations in Redis; else an fsspec URL or a folder"
+        "store",
+        description="`store` keeps generations in Redis; else an fsspec URL or a folder",
+        repr=False,  # a URL may hold a login
     )
     generation: str = Field(
         "", description="generation of a first start; empty: the registry's champion, or `prior`"

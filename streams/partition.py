@@ -28,7 +28,7 @@ from featurestore.errors import (
     StoreUnavailable,
 )
 from featurestore.store import Watermark
-from scoring.errors import ScoringError
+from scoring.errors import RegistryUnavailable, ScoringError
 from streams import crashpoints, ending
 from streams.claim import Claims
 from streams.delivery import Segment
@@ -210,7 +210,7 @@ class Owner:
             except Flipped:
                 await self._let_go()
             except _HALT as error:
-                if _away(error):
+                if isinstance(error, RegistryUnavailable):  # may pass, as a broker's absence may
                     await self._forget(error)
                 else:
                     self._halt(error)
@@ -414,11 +414,6 @@ class Owner:
                     **done.counts,
                 },
             )
-
-
-def _away(error: Exception) -> bool:
-    """Whether the registry's disk or bucket does not answer: that may pass, as a broker's may."""
-    return isinstance(error, ScoringError) and isinstance(error.__cause__, OSError)
 
 
 def _parked(taken: Taken, done: Processed) -> list[Parked]:

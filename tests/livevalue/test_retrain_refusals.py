@@ -250,3 +250,16 @@ def test_a_file_that_does_not_match_its_checksum_is_not_promoted(
     assert done.returncode == 1
     assert f"{name} does not match its SHA-256" in done.stderr
     assert _serves(tmp_path) == champion
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp", "s3"])
+def test_a_registry_that_cannot_be_used_is_said_in_one_line_without_its_login(
+    tmp_path: Path, scheme: str
+) -> None:
+    url = f"{scheme}://key:hunter2@127.0.0.1:1/x"  # nothing listens there
+    for debug in ({}, {"LIVEVALUE_DEBUG": "1"}):
+        done = _command(tmp_path, "generations", "ls", LIVEVALUE_MODEL__REGISTRY=url, **debug)
+        assert done.returncode == 1
+        assert debug or done.stderr.count("\n") == 1, done.stderr
+        assert "LIVEVALUE_MODEL__REGISTRY" in done.stderr
+        assert "hunter2" not in done.stdout + done.stderr

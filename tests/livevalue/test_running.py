@@ -105,9 +105,11 @@ def test_withdrawn_it_is_gone(elsewhere: Path) -> None:
 def test_no_secret_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVEVALUE_KAFKA__PASSWORD", "hunter2")
     monkeypatch.setenv("LIVEVALUE_STORE__URL", "redis://app:hunter2@cache:6379/0")
+    monkeypatch.setenv("LIVEVALUE_MODEL__REGISTRY", "s3://key:hunter2@bucket/x")
     rows = {row.name: row for row in listed()}
     assert "hunter2" not in "".join(f"{row}" for row in rows.values())
     assert rows["LIVEVALUE_STORE__URL"].value == "redis://app:***@cache:6379/0"
+    assert rows["LIVEVALUE_MODEL__REGISTRY"].value == "s3://***@bucket/x"
     assert rows["LIVEVALUE_STORE__URL"].origin == "environment"
     assert rows["LIVEVALUE_KAFKA__PARTITIONS"].origin == "default"
 

@@ -14,8 +14,10 @@ from featurestore.errors import StoreUnavailable
 from featurestore.settings import FeatureSettings
 from featurestore.store import Claim
 from livevalue.embedded import Stack
-from scoring.errors import RegistryError
+from scoring.errors import RegistryUnavailable
+from streams.logs import JsonFormatter
 from streams.settings import KafkaSettings, Settings, WorkerSettings
+from streams.stores import Stores
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
 DAY_MS = 86_400_000
@@ -193,7 +195,7 @@ async def test_a_registry_that_does_not_answer_is_asked_again(
     async def away_at_first(partition: int) -> str | None:
         asked.append(partition)
         if len(asked) == 1:
-            raise RegistryError("cannot read the registry") from OSError("no route")
+            raise RegistryUnavailable("cannot read the registry")
         return await active(partition)
 
     monkeypatch.setattr(owning.store, "active", away_at_first)
@@ -201,6 +203,32 @@ async def test_a_registry_that_does_not_answer_is_asked_again(
     await owning.until(lambda: owner.ready)
     assert not owner.halted
     assert len(asked) >= 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+async def test_what_a_worker_logs_of_a_registry_that_is_away_names_the_setting_and_no_secret(
+    owning: Owning,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+) -> None:
+    url = f"{scheme}://key:hunter2@127.0.0.1:1/x"  # nothing listens there
+    model = owning.settings.model.model_copy(update={"registry": url})
+    stores = Stores(owning.settings.model_copy(update={"model": model}))
+
+    async def of_a_first_start(partition: int) -> str | None:
+        await stores.generation("")
+        return None
+
+    monkeypatch.setattr(owning.store, "active", of_a_first_start)
+    formatter, forgotten = JsonFormatter(), "partition forgotten"
+    owner = owning.own()
+    await owning.until(lambda: forgotten in caplog.messages)
+    assert not owner.halted
+    lines = [formatter.format(record) for record in caplog.records]
+    assert "hunter2" not in "\n".join(lines)
+    (said,) = {json.loads(line)["error"] for line in lines if forgotten in line}
+    assert "LIVEVALUE_MODEL__REGISTRY" in said and f"{scheme}://***@127.0.0.1:1/x" in said
 
 
 async def test_many_dead_letters_that_waited_are_more_than_one_batch_of_their_topic_holds(
