@@ -176,6 +176,12 @@ def test_no_tracked_file_names_a_machine_s_path() -> None:
     assert not found
 
 
+@pytest.mark.parametrize("said", ["was cut at offset ", "holds another record at offset "])
+def test_the_page_on_recovery_quotes_what_a_cut_log_halts_with(said: str) -> None:
+    assert said in (ROOT / "streams/logid.py").read_text()
+    assert f'"{said}N' in (ROOT / "docs/operations.md").read_text()
+
+
 def test_the_settings_page_is_current() -> None:
     assert settings_docs.main(["--check"]) == 0
 
