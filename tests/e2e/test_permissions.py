@@ -138,6 +138,28 @@ def test_a_reader_reads_values_and_nothing_else(place: Place, shop: Deployment) 
     cache.close()
 
 
+def test_a_reader_sees_no_state_for_that_holds_a_users_latest_events(
+    place: Place, shop: Deployment
+) -> None:
+    cache = _account(place, "reader")
+    states = [key.decode() for key in shop.redis.scan_iter("lv:main:{?}:s:*")]
+    assert len(states) == USERS
+    for key in states:
+        _refuses(cache, ["GET", key], ["MGET", key], ["HGETALL", key])
+    for key in ("lv:{0}:out", "lv:{0}:seq", "lv:main:{0}:due", "lv:blob:generations/index.json"):
+        _refuses(cache, ["GET", key])
+    # A user may be named so that the state's key reads like a watermark's, which readers may see.
+    state = "lv:main:{0}:s:u:{0}:wm"
+    shop.redis.set(state, "a state")
+    try:
+        _refuses(cache, ["GET", state], ["MGET", state])
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            cache.hgetall(state)
+    finally:
+        shop.redis.delete(state)
+    cache.close()
+
+
 def test_a_reader_sees_neither_events_nor_dead_letters(place: Place, shop: Deployment) -> None:
     reader = place.role("reader").kafka
     hidden = {*reader.sources, reader.dlq, reader.published}
@@ -168,6 +190,14 @@ def test_what_a_reader_runs_works_under_the_sample_permissions(
     done = place.run("reader", *words, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert '"user_id"' in done.stdout.replace(" ", "")
+
+
+def test_a_reader_exports_all_values_under_the_sample_permissions(
+    place: Place, shop: Deployment
+) -> None:
+    done = place.run("reader", "export", "values.jsonl", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == USERS
 
 
 def test_what_a_reader_serves_works_under_the_sample_permissions(
