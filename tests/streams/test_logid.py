@@ -1,4 +1,4 @@
-"""A lost store is no first start."""
+"""A lost store is no first start, and a log that ends before what was published is another log."""
 
 from __future__ import annotations
 
@@ -72,4 +72,30 @@ async def halts(owning: Owning, why: str) -> None:
     await owning.until(lambda: bool(owner.halted))
     assert why in owner.halted and "livevalue recover rebuild" in owner.halted
     assert owning.backing.partition(0).seq == 0
+    assert len(await owning.scores()) == said
+
+
+async def test_a_claim_of_a_rolled_back_store_halts_where_the_log_ends_before_what_was_published(
+    owning: Owning,
+) -> None:
+    first = owning.own()
+    await owning.send(40)
+    await owning.settle()
+    before = owning.backing.snapshot()
+    await owning.send(20)
+    await owning.settle()
+    await first.close(drain=True)
+    owning.backing.restore(before)
+    mark = (await owning.store.load(0, [])).watermark
+    assert mark is not None and mark.published is not None
+    # The broker lost the log's end, too: 70 was folded and published, and it ends at 60.
+    kafka, end = owning.settings.kafka, await owning.end()
+    lost = Published(Identity(mark.identity.seq + 9, "w"), (end + 10,), mark.log_id, "main")
+    await owning.producer.send_and_wait(kafka.published, lost.encode(), key=b"0", partition=0)
+    said = len(await owning.scores())
+    owner = owning.own()
+    await owning.until(lambda: bool(owner.halted))
+    assert f"ends at offset {end}, yet {end + 10} was folded" in owner.halted
+    assert "livevalue recover adopt" in owner.halted
+    assert (await owning.store.load(0, [])).watermark == mark
     assert len(await owning.scores()) == said
