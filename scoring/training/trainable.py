@@ -20,7 +20,7 @@ from scoring.training.splits import held_out, newest
 from scoring.training.teacher import Teacher
 from scoring.zoo import NETS
 
-BLENDED = ("mingru", "gbm", "svr_rff")  # see docs/accuracy.md
+BLENDED = ("mingru", "dnn", "gbm", "polynomial")  # see docs/accuracy.md
 WINDOWS = 3  # newest mature cut-offs that calibrate
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 

@@ -11,6 +11,7 @@ from scoring import checks
 from scoring.checks import Sample
 from scoring.errors import GenerationError
 from scoring.generation import Generation, dump, load
+from scoring.training.trainable import BLENDED
 from scoring.zoo import blend
 from tests.scoring.test_checks import MAKERS, made_linear, made_svr_rff
 
@@ -67,6 +68,21 @@ def test_a_member_that_was_lost_or_changed_is_refused_in_words() -> None:
     assert again.manifest.params["members"] == ["linear", "svr_rff"]
     with pytest.raises(GenerationError, match="missing"):
         load({n: f for n, f in files.items() if not n.startswith("m1-")})
+
+
+def test_a_blend_of_before_is_read_by_the_members_that_it_names() -> None:
+    pytest.importorskip("lightgbm", reason="training needs the extra `train`")
+    before = [carrying(), MAKERS["gbm"](), made_svr_rff()]
+    assert [one.manifest.family for one in before] != list(BLENDED)
+    again = load(dump(blend.generation(before)))
+    assert again.manifest.params["members"] == ["mingru", "gbm", "svr_rff"]
+    zero = np.zeros((30, again.model.carry_size), np.float32)
+    each = [
+        one.model.predict(np.zeros((30, one.model.carry_size), np.float32), SAMPLE.features)
+        for one in before
+    ]
+    said = again.model.predict(zero, SAMPLE.features)
+    assert said.expected == pytest.approx(np.mean([e.expected for e in each], axis=0), rel=1e-5)
 
 
 def test_blend_keeps_every_promise() -> None:

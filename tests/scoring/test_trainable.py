@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featurestore.step import TOKENS
+from scoring import checks
 from scoring.errors import ScoringError
 from scoring.generation import Generation, prior
 from scoring.settings import ModelSettings, TrainingSettings
@@ -49,6 +52,22 @@ def test_served_is_the_family_of_the_settings(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_page_of_models_names_every_one_that_can_be_asked_for() -> None:
     assert [name for name in {*TRAINED, *FAMILIES} if f"`{name}`" not in PAGE] == []
+
+
+def test_the_page_of_models_says_of_what_a_blend_is_the_mean() -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith("| `blend` | the mean"))
+    assert re.findall(r"`(\w+)`", row) == ["blend", *BLENDED]
+
+
+def test_a_blend_is_of_two_nets_trees_and_products_and_keeps_every_promise() -> None:
+    pytest.importorskip("torch", reason="torch is in the extra `train`")
+    pytest.importorskip("lightgbm", reason="training needs the extra `train`")
+    how = TrainingSettings(width=4, epochs=1, least_orders=20)
+    made = TRAINED["blend"].make(Ask(ROWS, (), how)).whole
+    assert made.manifest.params["members"] == ["mingru", "dnn", "gbm", "polynomial"]
+    names = made.manifest.features
+    sample = checks.Sample.drawn(30, 4, len(names), len(TOKENS))
+    assert checks.check(made, sample, checks.untrained(made, names)) == []
 
 
 @pytest.mark.parametrize("teacher", ["transformer", "linear"])
