@@ -7,7 +7,8 @@ place costs one call of it, a dozen a batch. An unknown name is refused at start
 that there are; a worker that is armed says so as a warning, and `livevalue doctor` too.
 
 Each place stands where a death would hurt in another way: before or after what cannot be taken
-back. tests/e2e/test_crashes.py passes each once, `make crashes` each five times.
+back; tests/streams/test_crashpoints.py looks whether it does. tests/e2e/test_crashes.py passes each
+once, `make crashes` each five times.
 """
 
 from __future__ import annotations

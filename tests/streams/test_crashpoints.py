@@ -12,12 +12,13 @@ from featurestore.backends.memory import MemoryStore
 from livevalue.embedded import Stack
 from scoring.generation import prior
 from scoring.scorer import Scorer
-from streams import claim, held, pipeline, sweep, upkeep
+from streams import held, pipeline, sweep, upkeep
 from streams.backfill import backfill_files, builder
 from streams.claim import Claims
 from streams.intake import Intake
 from streams.log import FileLog
 from streams.publish import Publisher
+from streams.succession import Succession
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 from tests.streams.passing import Left, Passing
 from tests.streams.test_succession import build_aside, followed, purchase_line
@@ -106,7 +107,6 @@ async def test_a_claim_passes_each_place_where_its_name_says(
     passing.tell(MemoryStore, "claim")
     passing.tell(Publisher, "start")
     passing.tell(Publisher, "last_published")
-    passing.tell(claim, "check_log")
     passing.tell(Claims, "_reconcile")
     passing.tell(MemoryStore, "trim")
     owner = owning.own()
@@ -119,7 +119,7 @@ async def test_a_claim_passes_each_place_where_its_name_says(
     assert passing.left().known == 1
     assert passing.steps == [
         *("claim()", "claim_token", "start()", "claim_producer", "last_published()"),
-        *("check_log()", "claim_published", "_reconcile()", "trim()"),
+        *("claim_published", "_reconcile()", "trim()"),
     ]
     assert await owning.audit() == CLEAN
 
@@ -143,10 +143,13 @@ async def test_a_roll_back_is_made_good_page_by_page_before_anything_is_said(
             found.append((left.seq, left.published, left.said))
 
     passing = Passing(owning, monkeypatch, look)
+    passing.tell(held.Held, "refresh")
     owning.backing.restore(before)
     owning.own()
     await owning.until(lambda: len(found) == 3)
     await owning.settle()
+    pages = [step for step in passing.steps if step in ("refresh()", "make_good_page")]
+    assert pages == ["refresh()", "make_good_page"] * 3
     low = found[0][0]
     assert low > 0, "seq is beyond what was published"
     assert found == [(low, 0, 0), (low + 1, 0, 0), (low + 2, 0, 0)]
@@ -181,9 +184,13 @@ async def test_a_flip_passes_each_place_where_its_name_says(
 
     claims = owning.metrics.claims._value.get()
     passing = Passing(owning, monkeypatch, look)
+    passing.tell(Succession, "_make_equal")
+    passing.tell(MemoryStore, "flip")
     await owning.store.set_next(0, "aside")
     await owning.until(lambda: passing.steps.count("sweep_page") >= 2)
     await owning.settle()
+    ours = ("_make_equal()", "before_flip", "flip()", "after_flip")
+    assert [step for step in passing.steps if step in ours] == list(ours)
     places = ("takeover_claimed", "before_flip", "after_flip", "sweep_page")
     assert {here: found[here] for here in places} == {
         "takeover_claimed": ("main", True, 20, 0, 0),
