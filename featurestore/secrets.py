@@ -72,10 +72,14 @@ def masked(text: str, url: str) -> str:
 
     >>> masked("404 at http://k:hunter%202@h/x for 'hunter 2'", "http://k:hunter%202@h/x")
     "404 at http://***@h/x for '***'"
+    >>> masked("no such signature: hunter2", "az://models?se=2026&sig=hunter2")
+    'no such signature: ***'
     """
     rest = url.partition("://")[2]
     login, _, place = rest.rpartition("@")
-    secrets = {login, *re.split(r"[:/?#@]", login), place.partition("?")[2]} - {""}
+    options = place.partition("?")[2]
+    values = (option.partition("=")[2] for option in re.split("[&;]", options))
+    secrets = {login, *re.split(r"[:/?#@]", login), options, *values} - {""}
     spellings = {s for one in secrets for s in (one, unquote(one), quote(unquote(one), safe=""))}
     for spelling in sorted(spellings, key=len, reverse=True):
         if spelling.isalnum() and len(spelling) < 4:  # as a word only: a letter is everywhere

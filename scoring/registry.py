@@ -85,6 +85,11 @@ class FileBlobs:
             yield
         except RegistryError:
             raise
+        except (TypeError, AttributeError, KeyError, ImportError) as error:
+            raise RegistryError(
+                f"the driver of the registry {shown(self._url)} fails ({type(error).__name__}: "
+                f"{self._why(error)}): correct {_SETTING} or its options"
+            ) from None
         # Each has kinds of its own: a login that is refused is no OSError to ftplib or aiohttp.
         except Exception as error:  # noqa: BLE001
             raise RegistryUnavailable(

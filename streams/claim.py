@@ -227,8 +227,8 @@ class Claims:
             return
         if held.rollback is not None:
             held.rollback.everybody = True
-            return
-        held.publisher.put(await self._begin_sweep(held))
+        else:
+            held.publisher.put(await self._begin_sweep(held))
         self._lost = False
 
     async def _begin_sweep(self, held: Held) -> Waiting:

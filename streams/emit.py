@@ -33,9 +33,7 @@ class Published:
     log_id: str
     store: str = ""  # that served; "" where a record does not say
     scores_id: str = ""  # UUID of the topic that the values went to; "" where it does not say
-    scores_end: int = (
-        0  # its partition p reaches at least so far, the transaction's marker included
-    )
+    scores_end: int = 0  # how far its partition p has come at least, with the marker
 
     def encode(self) -> bytes:
         """As the value of a record.

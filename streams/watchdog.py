@@ -197,6 +197,6 @@ def _then(kafka: KafkaSettings, gone: Sequence[str]) -> str:
     """What to do when topics that had vanished are there again."""
     if set(gone) & set(kafka.sources):
         return "see `livevalue recover --help`"
-    lost = " The dead letters that it held are gone" if kafka.dlq in gone else ""
-    anew = ", which publishes every user again" if set(gone) - {kafka.dlq} else "."
+    anew = ", which publishes every user again" if set(gone) - {kafka.dlq} else ""
+    lost = f"; the dead letters of {kafka.dlq} are gone" if kafka.dlq in gone else ""
     return f"start the worker{anew}{lost}"

@@ -254,7 +254,6 @@ def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     """The columns that moved most."""
     from scoring import outliers
     from scoring.retraining.drift import STABLE, band
-    from scoring.retraining.settings import DRIFTED
 
     for line in outliers.lines(drifted["outliers"]):
         out.say(line)
@@ -265,11 +264,11 @@ def _show_drift(drifted: dict[str, Any], out: Output) -> None:
     out.say(
         f"{drifted['users']:,} users of {drifted['as_of'][:10]} against {then['users']:,} of "
         f"{then['as_of'][:10]}, generation {drifted['generation'][:12]}; below {STABLE} stable, "
-        f"beyond {DRIFTED} drifted; totals and ages are not compared, they grow anyway"
+        f"beyond {drifted['limit']:g} drifted; totals and ages are not compared, they grow anyway"
     )
     shown, limit = list(drifted["columns"].items())[:_TOP], drifted["limit"]
     out.table(
         ("column", "PSI", "", ""),
-        ((name, f"{x:.3f}", band(x), "! psi" if x > limit else "") for name, x in shown),
+        ((name, f"{x:.3f}", band(x, limit), "! psi" if x > limit else "") for name, x in shown),
     )
     out.say("")

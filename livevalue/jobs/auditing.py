@@ -260,7 +260,7 @@ async def drift(
             else (
                 f"{counted(tally.users, 'user was', 'users were')} seen within "
                 f"{reference.seen_within_s // 86_400} days, "
-                f"{drifting.LEAST_USERS} are needed"
+                f"{drifting.LEAST_SEEN} are needed"
             )
         )
         return {
@@ -313,7 +313,7 @@ def write_metrics(file: Path, facts: dict[str, Any], drifted: dict[str, Any] | N
     if drifted is not None:
         psi = Gauge(
             "livevalue_audit_psi",
-            "Population stability index: below .1 stable, beyond .25 drifted",
+            "Population stability index: below .1 stable, beyond the limit of the alarm drifted",
             ("column",),
             registry=registry,
         )

@@ -56,7 +56,7 @@ class History:
     def of(cls, log: Iterable[tuple[int, EventBatch]], settings: FoldSettings) -> History:
         """Gather the columns of what counts, by the rules of the fold and in their order.
 
-        Left out is what was erased, then what is from the future of its record, then repeats of an
+        Left out is what is from the future of its record, then what was erased, then repeats of an
         identity among the rest: an event that was left out has used up no identity.
         """
         users: dict[str, int] = {}

@@ -117,7 +117,8 @@ class Work:
             raise TooLittleData(
                 f"each horizon needs {LEAST_USERS} users with a mature label, there are"
                 f" {learned.scarce}: give a longer log, or predict less far"
-                " (LIVEVALUE_MODEL__HORIZONS_DAYS and LIVEVALUE_MODEL__HEADLINE)"
+                " (LIVEVALUE_MODEL__HORIZONS_DAYS and LIVEVALUE_MODEL__HEADLINE). The log begins on"
+                f" {times.text(self.summary.start_ms)[:10]}: if that is a stray date, take it out"
             )
         fitted = fit(learned, recipe, unit=self.unit, progress=self.tell)
         made, apart = fitted.whole, fitted.apart()

@@ -37,7 +37,7 @@ from scoring.retraining.settings import DRIFTED
 from scoring.training.examples import Examples
 
 BINS = 10
-LEAST_USERS = 200
+LEAST_SEEN = 200
 STABLE = 0.1
 DAY_S = 86_400
 # Ages, and totals over all time.
@@ -55,13 +55,13 @@ Values = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
 
-def band(psi: float) -> Band:
-    """The usual word for an index.
+def band(psi: float, limit: float = DRIFTED) -> Band:
+    """The usual word for an index; `drifted` above `limit`.
 
-    >>> band(0.02), band(0.1), band(0.3)
-    ('stable', 'watch', 'drifted')
+    >>> band(0.02), band(0.1), band(0.3), band(0.3, 0.5), band(0.07, 0.05)
+    ('stable', 'watch', 'drifted', 'watch', 'drifted')
     """
-    return "stable" if psi < STABLE else "watch" if psi <= DRIFTED else "drifted"
+    return "drifted" if psi > limit else "stable" if psi < STABLE else "watch"
 
 
 def read_by(manifest: Manifest) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def with_reference(made: Generation, rows: Examples, expected: Values) -> Genera
     """
     longest = max(made.manifest.horizons_s)
     recent = seen_within(rows.features, FEATURE_NAMES, longest)
-    if int(recent.sum()) < LEAST_USERS:
+    if int(recent.sum()) < LEAST_SEEN:
         return made
     names, read, said = read_by(made.manifest), of_rows(made, rows.rows(recent)), expected[recent]
     columns = {name: bins(read[:, names.index(name)]) for name in watched(made.manifest)}
@@ -176,7 +176,7 @@ class Tally:
 
     def psi(self) -> dict[str, float]:
         """Index by column, largest first; empty where too few users were seen to say."""
-        if self.users < LEAST_USERS:
+        if self.users < LEAST_SEEN:
             return {}
         found = {
             name: psi(then, self.reference.users, self._counts[name])

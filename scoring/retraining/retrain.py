@@ -83,9 +83,7 @@ async def retrain(
     `promote` False publishes only.
     """
     settings = settings or RetrainSettings()
-    how = accepted(
-        training or TrainingSettings()
-    )  # what cannot be is refused before the log is read
+    how = accepted(training or TrainingSettings())  # refused before the log is read
     recipe = Recipe(how, settings.cutoffs, settings.windows)
     tell = progress or (lambda stage, done, total: None)
     tell("scan", 0, None)
@@ -160,11 +158,11 @@ async def _fall_back(
         await registry.promote(made.id)
     reason = f"too little data: {error}"
     later = [
-        f"of {counted(seconds // 86_400, 'day')} exist from {times.text(at_ms)[:10]} on"
+        f"of {counted(seconds // 86_400, 'day')} from {times.text(at_ms)[:10]}"
         for seconds in horizons_s
         if (at_ms := labels_from_ms(summary.start_ms, horizons_s, lateness_ms, seconds))
         > summary.clock_ms
     ]
     if summary.events and later:
-        reason += f"; labels {', '.join(later)}"
+        reason += f"; labels exist {', '.join(later)} on"
     return RetrainReport(made.id, {}, promoted, reason, trained=False)

@@ -87,7 +87,7 @@ def takers(name: str) -> list[str]:
 def passed_over(names: Iterable[str], settings: TrainingSettings) -> str:
     """What to say where several families are compared; empty where each takes what is set."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         if name in TAKES:
             over = untaken(settings.model_copy(update={"family": name}))
             found.setdefault(over, []).append(name)

@@ -19,7 +19,7 @@ from scoring.generation import Generation, Manifest, with_unit
 from scoring.settings import TrainingSettings
 from scoring.training.examples import Examples
 from scoring.training.forecasts import score
-from scoring.training.trainable import Ask, Made, family
+from scoring.training.trainable import BLENDED, Ask, Made, family
 
 Values = npt.NDArray[np.float64]
 Progress = Callable[[str, int, int | None], None]  # stage, done, in all where known
@@ -36,7 +36,8 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """For the manifest; `of` reads it back."""
         training = self.training.model_dump(mode="json")
-        return {"training": training, "cutoffs": self.cutoffs, "windows": self.windows}
+        kept = {"training": training, "cutoffs": self.cutoffs, "windows": self.windows}
+        return kept | _members(self.training.family)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Recipe | None:
@@ -46,6 +47,8 @@ class Recipe:
             return None
         try:
             training = TrainingSettings(**kept["training"])
+            if any(kept.get(name) != now for name, now in _members(training.family).items()):
+                return None  # a blend of others, which is not made any more
             return cls(training, int(kept["cutoffs"]), int(kept["windows"]))
         except (ValidationError, KeyError, TypeError, ValueError):
             return None
@@ -71,6 +74,11 @@ class Recipe:
         ()
         """
         return replace(self, training=self.training.model_copy(update={"teachers": ()}))
+
+
+def _members(family: str) -> dict[str, Any]:
+    """Of what a blend is the mean; other families say it by their name."""
+    return {"members": list(BLENDED)} if family == "blend" else {}
 
 
 def fit(

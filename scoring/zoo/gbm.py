@@ -25,7 +25,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from scoring import calibration
-from scoring.errors import ScoringError
+from scoring.errors import ScoringError, TooLittleData
 from scoring.generation import Generation, Manifest, build
 from scoring.heads import mixture, prediction
 from scoring.interface import Floats, Prediction
@@ -163,6 +163,10 @@ def _grow(
     def data(at: Mask) -> lightgbm.Dataset:
         return lightgbm.Dataset(x[at], target[at], params=params, free_raw_data=False)
 
+    if not rows.any():
+        raise TooLittleData(
+            "there is nothing that trees could learn from in the earlier windows: give a longer log"
+        )
     fitted, checked = rows & ~held, rows & held
     best, rest = FEWEST, np.zeros(0)
     if checked.sum() >= 20 and fitted.any():

@@ -90,9 +90,9 @@ def _mixed() -> list[dict[str, Any]]:
     ("rows", "said"),
     [
         ([], "no event of a known user"),
-        (_orders(days=12), "labels of 7 days exist from 2024-01-18 on"),
+        (_orders(days=12), "labels exist of 7 days from 2024-01-18"),
         (_orders(days=60), "there are 0 for 90 days: give a longer log"),
-        (_orders(days=60), "; labels of 90 days exist from 2024-04-12 on"),
+        (_orders(days=60), "; labels exist of 90 days from 2024-04-12 on"),
         (_orders(users=3, each=6), "there are 3 for 7 days, 3 for 30 days, 3 for 90 days"),
         (_orders(users=30, each=2), "increments with value among the mature labels"),
         (_browsed(_orders()), "holds no purchase"),

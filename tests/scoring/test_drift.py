@@ -15,7 +15,7 @@ from scoring.inputs import HELD_NAMES, SOCIAL_NAMES
 from scoring.interests import INTEREST_NAMES
 from scoring.retraining.drift import (
     GROWING,
-    LEAST_USERS,
+    LEAST_SEEN,
     STABLE,
     Tally,
     bins,
@@ -176,7 +176,7 @@ def test_a_reference_is_small_and_its_shares_are_whole(then: Examples) -> None:
 
 
 def test_too_few_users_are_no_reference_and_no_verdict(then: Examples) -> None:
-    few = then.rows(np.arange(LEAST_USERS - 1))
+    few = then.rows(np.arange(LEAST_SEEN - 1))
     assert with_reference(trained(), few, said(few)).id == trained().id
     assert index(with_reference(trained(), then, said(then)), few) == {}
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -11,6 +12,7 @@ import pytest
 if find_spec("lightgbm") is None:  # without loading it, as each of the jobs side by side would
     pytest.skip("lightgbm is in the extra `train`", allow_module_level=True)
 
+from scoring.errors import TooLittleData
 from scoring.generation import Manifest
 from scoring.judging import metrics
 from scoring.judging.evaluation import score
@@ -27,6 +29,12 @@ MANIFEST = Manifest(family="gbm", horizons_s=ROWS.horizons_s)
 @cache  # not as the module is read: each of the jobs side by side reads all modules
 def grown() -> gbm.Forest:
     return gbm.fit(X, Labels.of(ROWS), gbm.held_out(ROWS), rounds=60)
+
+
+def test_trees_of_users_of_whom_nobody_paid_are_too_little_data() -> None:
+    nobody = replace(ROWS, value=0 * ROWS.value, between=ROWS.between & False)
+    with pytest.raises(TooLittleData, match="a longer log"):
+        gbm.fit(X, Labels.of(nobody), gbm.held_out(ROWS), rounds=5)
 
 
 def test_graph_equals_lightgbm_itself() -> None:

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
+from scoring.generation import prior  # noqa: E402
 from scoring.registry import Registry  # noqa: E402
 from scoring.retraining.retrain import RetrainReport, retrain  # noqa: E402
 from scoring.retraining.scan import scan  # noqa: E402
@@ -71,6 +72,15 @@ async def test_retraining_on_the_same_log_publishes_the_same_bytes(tmp_path: Pat
     assert first.metrics["refitted_to"] > judged["rows"][-1]["as_of"]
     assert len(first.metrics["level_corrector"]["origins"]) == 2
     assert not first.metrics["level_corrector"]["kept"]  # two origins cannot help at four
+
+
+def test_a_blend_of_other_members_is_another_recipe() -> None:
+    recipe = Recipe(GOOD.model_copy(update={"family": "blend"}), 6, 3)
+    kept = prior(ModelSettings()).manifest.model_copy(update={"recipe": recipe.as_json()})
+    assert Recipe.of(kept) == recipe
+    for before in ({**recipe.as_json(), "members": ["mingru", "gbm", "svr_rff"]}, {}):
+        old = {k: v for k, v in (before or recipe.as_json()).items() if before or k != "members"}
+        assert Recipe.of(kept.model_copy(update={"recipe": old})) is None
 
 
 async def test_the_usual_retrain_has_the_champions_recipe_and_need_not_beat_itself(
@@ -143,7 +153,7 @@ async def test_a_short_log_falls_back_to_the_prior_and_says_when_labels_exist(
     report = await run(registry, days=12)
     assert report.promoted
     assert "too little data" in report.reason
-    assert "labels of 7 days exist from 1997-01-18 on" in report.reason
+    assert "labels exist of 7 days from 1997-01-18" in report.reason
     assert (await registry.get(report.generation)).manifest.family == "prior"
     # and never replaces what was trained
     trained = await run(registry)
@@ -164,7 +174,7 @@ async def test_a_log_too_short_for_one_horizon_trains_nothing_and_the_champion_s
     assert await registry.champion() == champion.generation
     assert (await registry.get(short.generation)).manifest.family == "prior"
     assert "there are 0 for 90 days" in short.reason
-    assert short.reason.endswith("; labels of 90 days exist from 1997-04-13 on")
+    assert short.reason.endswith("; labels exist of 90 days from 1997-04-13 on")
     enough = await run(registry, days=106, promote=False)
     assert enough.trained, enough.reason
 

@@ -218,7 +218,7 @@ def test_what_is_taken_or_left_at_its_default_is_accepted() -> None:
 def test_where_families_are_compared_it_is_said_who_passes_over_what() -> None:
     how = TrainingSettings(width=16, teachers=("gbm",))
     assert passed_over(["served", "mingru", "pareto_gg"], how) == ""
-    assert passed_over(["mingru", "gru", "gbm", "linear"], how) == (
+    assert passed_over(["mingru", "gru", "gbm", "linear", "gbm"], how) == (
         "gru does not take training.teachers; gbm and linear do not take training.width and"
         " training.teachers: trained without"
     )

@@ -101,6 +101,13 @@ async def test_scores_made_again_are_said_again_also_behind_a_roll_back(owning: 
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
     await owning.until_swept(40)
     assert await owning.audit() == CLEAN
+    # It is not said once more by the next claim.
+    said = len(await owning.scores())
+    watched.owners[0].doubt("anything")
+    await owning.until(lambda: owning.metrics.irregular.labels(Stale.__name__)._value.get() == 1)
+    await owning.until(lambda: watched.owners[0].ready)
+    await asyncio.sleep(0.5)
+    assert len(await owning.scores()) == said
 
 
 async def test_a_batch_whose_offset_the_broker_does_not_say_is_no_loss(

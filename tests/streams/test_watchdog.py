@@ -67,7 +67,7 @@ async def test_an_output_that_vanishes_ends_the_worker_and_says_what_becomes_of_
     for name, then in (
         (kafka.scores, "start the worker, which publishes every user again"),
         (kafka.published, "start the worker, which publishes every user again"),
-        (kafka.dlq, "start the worker. The dead letters that it held are gone"),
+        (kafka.dlq, f"start the worker; the dead letters of {kafka.dlq} are gone"),
         (kafka.sources[0], "see `livevalue recover --help`"),
     ):
 
