@@ -34,7 +34,9 @@ from streams.trail import UNKNOWN, cuts
 
 log = logging.getLogger(__name__)
 
-_PUBLISHED_PATIENCE_S = 60.0  # a published record that should be there is read again this long
+# A published record that should be there is read again this long: well below `worker.stall_s`,
+# since nothing moves meanwhile, and the next worker would begin to wait anew.
+_PUBLISHED_PATIENCE_S = 12.0
 
 
 class Claims:
@@ -87,7 +89,7 @@ class Claims:
             pipeline.store,
             claim.token,
             logs.id,
-            logs.scores_id,
+            (logs.scores_id, logs.published_id),
             self._reader,
             around.pacer,
             around.metrics,
@@ -235,7 +237,7 @@ class Claims:
         """Commit that every user is to be published again."""
         done = await held.refresh([], None, "recover", progress=sweep.PENDING)
         held.watermark = mark = done.watermark
-        return Waiting(mark.identity, mark.positions, done.updates)
+        return Waiting.of(mark, done.updates)
 
     async def _reconcile(self, claim: Claim, published: Published | None, held: Held) -> None:
         """What the outbox still has to say, by the identity of what was published last."""
@@ -258,7 +260,7 @@ class Claims:
             users = dict.fromkeys(u for e in new for u in e.users)
             documents = {u: claim.documents.get(u) or b"" for u in users}
             parked = [Parked(letter) for e in new for letter in e.letters]
-            held.publisher.put(Waiting(mark.identity, mark.positions, documents, parked))
+            held.publisher.put(Waiting.of(mark, documents, parked))
         if swept is not None:
             held.publisher.put(swept)
 
@@ -282,14 +284,16 @@ class Claims:
     def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:
         """Redis was rolled back: publish nothing before it has caught up."""
         self._around.metrics.rolled_back.inc()
-        held.rollback = Rollback.behind(published, claim.outbox, held.pipeline.store.name)
-        held.seq_at_least = published.identity.seq
         mark = claim.watermark
+        seq = mark.identity.seq if mark else 0
+        store = held.pipeline.store.name
+        held.rollback = Rollback.behind(published, claim.outbox, store, seq)
+        held.seq_at_least = published.identity.seq
         log.warning(
             "redis was rolled back",
             extra={
                 "partition": self._partition,
-                "store_seq": mark.identity.seq if mark else 0,
+                "store_seq": seq,
                 "store_positions": mark.positions if mark else None,
                 "published_seq": published.identity.seq,
                 "published_positions": published.positions,

@@ -34,11 +34,12 @@ class Published:
     store: str = ""  # that served; "" where a record does not say
     scores_id: str = ""  # UUID of the topic that the values went to; "" where it does not say
     scores_end: int = 0  # how far its partition p has come at least, with the marker
+    swept: int = 0  # seq of the last commit that was published while a sweep was pending
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9)
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2)
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -52,6 +53,7 @@ class Published:
                 "store": self.store,
                 "scores_id": self.scores_id,
                 "scores_end": self.scores_end,
+                "swept": self.swept,
             },
             separators=(",", ":"),
         ).encode()
@@ -68,6 +70,7 @@ class Published:
                 str(said.get("store", "")),
                 str(said.get("scores_id", "")),
                 int(said.get("scores_end", 0)),
+                int(said.get("swept", 0)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of what was published: {value[:80]!r}") from error

@@ -109,7 +109,7 @@ class Held:
         if self.rollback is not None:
             self.rollback.saw(done.updates, parked)
             return
-        self.publisher.put(Waiting(mark.identity, mark.positions, done.updates, list(parked)))
+        self.publisher.put(Waiting.of(mark, done.updates, parked))
 
     async def make_good(self, roll: Rollback) -> None:
         """Publish once each user touched since, under a seq beyond both, in one transaction.
@@ -125,7 +125,7 @@ class Held:
                 users[low : low + REFRESH_USERS], None, "recover", progress=progress
             )
             self.watermark = mark = done.watermark
-            waiting.append(Waiting(mark.identity, mark.positions, done.updates))
+            waiting.append(Waiting.of(mark, done.updates))
             crashpoints.passing("make_good_page")
         waiting[-1].parked += roll.parked
         self.rollback = None

@@ -153,9 +153,9 @@ class Owner:
         return self._held.log_id if self._held else ""
 
     @property
-    def scores_id(self) -> str:
-        """UUID of the topic that values go to, as the claim found it; "" without a claim."""
-        return self._held.publisher.scores_id if self._held else ""
+    def outputs(self) -> tuple[str, str] | None:
+        """UUIDs of `scores` and `<scores>.published` as the claim found them; None without one."""
+        return self._held.publisher.outputs if self._held else None
 
     @property
     def scores_end(self) -> int:

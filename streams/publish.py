@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-unt
 from aiokafka.errors import KafkaError, ProducerFenced  # type: ignore[import-untyped]
 
 from featurestore.errors import FeatureStoreError
-from featurestore.store import FeatureStore, Identity
+from featurestore.store import FeatureStore, Identity, Watermark
 from streams import crashpoints
 from streams.connection import aiokafka_options, stop
 from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
@@ -33,6 +33,7 @@ from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
 from streams.gap import LogReader
 from streams.metrics import Metrics
 from streams.settings import Settings
+from streams.sweep import pending
 
 # Below the broker's default limit of a batch (1 MiB) by a wide margin for record overhead.
 _BATCH_BYTES = 900_000
@@ -52,7 +53,15 @@ class Waiting:
     positions: tuple[int, ...]
     updates: dict[str, bytes]  # user -> document, b"" = tombstone
     parked: list[Parked] = field(default_factory=list)
+    sweeps: bool = False  # while a sweep was pending
     committed_s: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls, mark: Watermark, updates: dict[str, bytes], parked: Sequence[Parked] = ()
+    ) -> Waiting:
+        """What was committed by `mark`."""
+        return cls(mark.identity, mark.positions, updates, list(parked), pending(mark))
 
 
 class Pacer:
@@ -98,7 +107,10 @@ class Breath:
 
 
 class Publisher:
-    """Publishes what one claim of one partition commits."""
+    """Publishes what one claim of one partition commits.
+
+    outputs: UUIDs of the topics `scores` and `<scores>.published`.
+    """
 
     def __init__(
         self,
@@ -107,7 +119,7 @@ class Publisher:
         store: FeatureStore,
         token: str,
         log_id: str,
-        scores_id: str,
+        outputs: tuple[str, str],
         reader: LogReader,
         pacer: Pacer,
         metrics: Metrics,
@@ -119,11 +131,12 @@ class Publisher:
         self.published: Identity | None = None
         self.scores_end = 0  # of our partition of `scores`, as far as we know; a claim says
         self.scores_cut = False  # a transaction of ours began before that
+        self._swept = 0
         self._kafka = settings.kafka
         self._store = store
         self._token = token
         self._log_id = log_id
-        self.scores_id = scores_id
+        self.outputs = outputs
         self._reader = reader
         self._pacer = pacer
         self._metrics = metrics
@@ -170,7 +183,9 @@ class Publisher:
         record = await self._reader.last(TopicPartition(self._kafka.published, self.partition))
         if record is None or record.value is None:
             return None
-        return Published.decode(record.value)
+        said = Published.decode(record.value)
+        self._swept = said.swept
+        return said
 
     def begin(self) -> None:
         """From now on publish what is put."""
@@ -218,7 +233,7 @@ class Publisher:
         letters = await self._raw([p for c in commits for p in c.parked])
         crashpoints.passing("before_publish")
         began = time.monotonic()
-        await asyncio.wait_for(self._transact(documents, letters, last), _TRANSACTION_S)
+        await asyncio.wait_for(self._transact(documents, letters, commits), _TRANSACTION_S)
         done = time.monotonic()
         self._metrics.publish_s.observe(done - began)
         self._metrics.transactions.inc()
@@ -236,11 +251,11 @@ class Publisher:
         crashpoints.passing("after_trim")
 
     async def _transact(
-        self, documents: dict[str, bytes], letters: list[Parked], last: Waiting
+        self, documents: dict[str, bytes], letters: list[Parked], commits: Sequence[Waiting]
     ) -> None:
         producer = self._producer
         assert producer is not None, "start() comes before begin()"
-        kafka, p = self._kafka, self.partition
+        kafka, p, last = self._kafka, self.partition, commits[-1]
         await producer.begin_transaction()
 
         async def send(
@@ -283,14 +298,15 @@ class Publisher:
             last.positions,
             self._log_id,
             self._store.name,
-            self.scores_id,
+            self.outputs[0],
             self.scores_end + grows,
+            max([self._swept, *(c.identity.seq for c in commits if c.sweeps)]),
         )
         sent += await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*sent)
-        began = [(await batch).offset for batch in values]
         # A batch that had to be sent twice may come back without its offset, as -1.
-        first = min((at for at in began if at >= 0), default=self.scores_end)
+        began = (await values[0]).offset if values else -1
+        first = began if began >= 0 else self.scores_end
         if first < self.scores_end:
             self.scores_cut = True
             raise PublishError(
@@ -298,7 +314,7 @@ class Publisher:
             )
         crashpoints.passing("in_transaction")
         await producer.commit_transaction()
-        self.scores_end = first + grows
+        self.scores_end, self._swept = first + grows, mark.swept
 
     async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:
         """With their records, from memory or read again from the log."""

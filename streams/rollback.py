@@ -7,7 +7,8 @@ each user touched since is published once under seq = max(both) + 1, and only de
 beyond their source's published position (streams.held does it).
 
 Where another store served when the last commit was published, the roll-back undid a flip, too. What
-that store's sweep has published no outbox of ours names, so every user is published again.
+that store's sweep has published no outbox of ours names, so every user is published again. So it is
+where pages of a sweep of this store were undone that had been published.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ class Rollback:
     published: Published
     users: set[str]  # touched since: each is published once
     parked: list[Parked]  # dead letters at or beyond the published positions
-    everybody: bool = False  # is to be published again: another store served then, for one
+    everybody: bool = False  # is to be published again, and not who was touched alone
 
     @classmethod
-    def behind(cls, published: Published, outbox: Sequence[OutboxEntry], store: str) -> Rollback:
-        """A store, by its name, whose outbox lacks what was published last."""
-        made = cls(published, set(), [], published.store not in ("", store))
+    def behind(
+        cls, published: Published, outbox: Sequence[OutboxEntry], store: str, seq: int
+    ) -> Rollback:
+        """A store, by its name and its last commit, whose outbox lacks what was published last."""
+        everybody = published.store not in ("", store) or published.swept > seq
+        made = cls(published, set(), [], everybody)
         for entry in outbox:
             made.saw(entry.users, [Parked(letter) for letter in entry.letters])
         return made

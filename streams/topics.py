@@ -223,11 +223,13 @@ def sources_found(settings: Settings) -> dict[str, TopicFound]:
 
 def _as_found(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, TopicFound]:
     with _admin(kafka) as admin:
-        found = _found(admin, kafka, names)
+        return _told(_found(admin, kafka, names))
+
+
+def _told(found: Mapping[str, _Topic]) -> dict[str, TopicFound]:
     return {
-        name: TopicFound(found[name].id, found[name].epochs, "compact" in found[name].policies)
-        for name in names
-        if name in found
+        name: TopicFound(topic.id, topic.epochs, "compact" in topic.policies)
+        for name, topic in found.items()
     }
 
 
@@ -254,6 +256,7 @@ class Logs:
 
     id: str  # UUIDs of the sources
     scores_id: str  # UUID of the topic that values go to
+    published_id: str  # and of the one that says how far
     epochs: tuple[tuple[int, ...], ...]  # of leadership, by source and partition
     compacted: frozenset[str]  # topics that may lack records for compaction, as the settings accept
     asked_s: float  # when we asked, by the monotonic clock
@@ -268,6 +271,7 @@ def logs(settings: Settings) -> Logs:
     return Logs(
         ",".join(x.id for x in found),
         there[kafka.scores].id,
+        there[kafka.published].id,
         tuple(x.epochs for x in found),
         frozenset(name for name in kafka.sources if there[name].compacted and accepts),
         asked_s,
@@ -400,18 +404,25 @@ def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem
         for name in kafka.sources
         if kafka.compacted == "refuse" and name in found and "compact" in found[name].policies
     ]
+    return problems + outputs_amiss(kafka, _told(found))
+
+
+def outputs_amiss(kafka: KafkaSettings, there: Mapping[str, TopicFound]) -> list[Problem]:
+    """What of the two outputs of values keeps them from being published, or loses some."""
+    problems = []
+    counts = [there[name].partitions for name in kafka.sources if name in there]
     for name in (kafka.scores, kafka.published):
-        if name not in found:
+        if name not in there:
             continue
-        if counts and found[name].partitions not in counts.values():
+        if counts and there[name].partitions not in counts:
             problems.append(
                 Problem(
                     name,
-                    f"{name} has {counted(found[name].partitions, 'partition')}, the sources have "
-                    f"{max(counts.values())}: name a new topic in LIVEVALUE_KAFKA__SCORES",
+                    f"{name} has {counted(there[name].partitions, 'partition')}, the sources have "
+                    f"{max(counts)}: name a new topic in LIVEVALUE_KAFKA__SCORES",
                 )
             )
-        if "compact" not in found[name].policies:
+        if not there[name].compacted:
             problems.append(
                 Problem(
                     name,

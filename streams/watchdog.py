@@ -161,16 +161,20 @@ class Watchdog:
                 "(`livevalue backfill --help`)"
             )
             return
+        if bad := topics.outputs_amiss(kafka, there):
+            self._give_up(bad[0].message)
+            return
         compacted = [t for t in kafka.sources if there[t].compacted]
         if compacted and kafka.compacted == "refuse":
             self._give_up(compaction.refusal(compacted[0]))
             return
         ids = ",".join(there[t].id for t in kafka.sources)
+        outputs = (there[kafka.scores].id, there[kafka.published].id)
         for owner in live.values():
             if owner.log_id not in ("", ids):
                 owner.doubt("a topic was made again under a running worker")
-            if owner.scores_id not in ("", there[kafka.scores].id):
-                owner.doubt(f"{kafka.scores} was made again under a running worker")
+            if owner.outputs not in (None, outputs):
+                owner.doubt("an output topic was made again under a running worker")
 
     async def _look_for_ends(self, live: Mapping[int, Owner]) -> None:
         sources = self._settings.kafka.sources

@@ -148,7 +148,7 @@ class Recovery:
             store,
             token,
             self._log_id,
-            "",  # it publishes nothing
+            ("", ""),  # it publishes nothing
             self._reader,
             Pacer(1.0),
             Metrics(),

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
+from featurestore.store import Commit, CommitOutcome
 from livevalue.embedded import Stack
-from streams import topics
+from streams import claim, sweep, topics
 from streams.errors import PublishError, Stale
 from streams.gap import Bounds, LogReader
+from streams.settings import WorkerSettings
 from tests.streams.owning import CLEAN, Owning, one_partition
 from tests.streams.test_watchdog import Watched, administer, folded
 
@@ -108,6 +110,78 @@ async def test_scores_made_again_are_said_again_also_behind_a_roll_back(owning: 
     await owning.until(lambda: watched.owners[0].ready)
     await asyncio.sleep(0.5)
     assert len(await owning.scores()) == said
+
+
+async def test_an_end_that_lags_behind_a_commit_is_no_loss(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction's end is not at once on every partition of it."""
+    watched, _ = await folded(owning, 40)
+    await watched.look()
+    await owning.send(1)
+    await owning.settle()
+    Cut(owning, monkeypatch, 1)
+    await watched.look()
+    await asyncio.sleep(0.5)
+    assert owning.metrics.irregular.labels(Stale.__name__)._value.get() == 0
+
+
+async def test_a_sweep_that_a_roll_back_has_undone_is_begun_again(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "PAGE", 15)
+    _, owner = await folded(owning, 100)
+    await owning.send(1, users=1)  # the last commit in the outbox names one alone
+    await owning.settle()
+    before, pages = owning.backing.snapshot(), list[object]()
+    real = owning.store.commit
+
+    async def commit(partition: int, commit: Commit) -> CommitOutcome:
+        done = await real(partition, commit)
+        pages.append(owning.backing.snapshot())
+        return done
+
+    monkeypatch.setattr(owning.store, "commit", commit)
+    assert owner._held is not None
+    owner._held.publisher.scores_end += 10_000  # so it sweeps
+    said = len(await owning.scores())
+    await owning.send(1, users=1)
+    await owning.until_swept(said + 40)
+    await owner.close(drain=True)
+    # Behind all of it, behind its first page, and behind its end.
+    for n, state in enumerate((before, pages[2], pages[-1]), 1):
+        owning.backing.restore(state)
+        owner = owning.own()
+        await owning.send(1, users=1)
+        await owning.settle()
+        await owning.until(lambda n=n: owning.metrics.rolled_back._value.get() == n)
+        await asyncio.sleep(1.0)  # a sweep that is pending gets on
+        await owning.settle()
+        assert await owning.audit() == CLEAN, n
+        await owner.close(drain=True)
+
+
+async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_said_again(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "_PUBLISHED_PATIENCE_S", 0.3)
+    watched, _ = await folded(owning, 100)
+    published = len(await owning.scores())
+    name = owning.settings.kafka.published
+    administer(owning.settings, lambda client: client.delete_topics([name]))
+    while topics.check(owning.settings):
+        topics.apply(owning.settings)
+        await asyncio.sleep(0.1)
+    await watched.look()
+    await owning.until_swept(published + 40)
+    await owning.send(5)
+    await owning.settle()
+    assert await owning.audit() == CLEAN
+    assert len(await owning.read(name)) > 0
+
+
+def test_a_record_that_stays_away_is_given_up_before_the_watchdog_ends_the_worker() -> None:
+    assert WorkerSettings().stall_s > 3 * claim._PUBLISHED_PATIENCE_S
 
 
 async def test_a_batch_whose_offset_the_broker_does_not_say_is_no_loss(

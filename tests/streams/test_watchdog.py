@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
@@ -80,6 +81,27 @@ async def test_an_output_that_vanishes_ends_the_worker_and_says_what_becomes_of_
         await watched.look()
         assert f"topic {name} does not exist" in watched.said[0]
         assert watched.said[0].endswith(f"`livevalue topics --apply`, then {then}")
+
+
+@pytest.mark.parametrize("output", ["scores", "published"])
+async def test_an_output_that_was_made_again_otherwise_ends_the_worker(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """As a broker makes it that makes topics for whoever asks."""
+    found, name = topics.all_found(owning.settings), getattr(owning.settings.kafka, output)
+    right = found[name]
+    for wrong, why in (
+        (replace(right, compacted=False), "is not compacted"),
+        (replace(right, epochs=(0, 0)), "has 2 partitions, the sources have 1"),
+    ):
+        monkeypatch.setattr(topics, "all_found", lambda asked, wrong=wrong: {**found, name: wrong})
+        watched = Watched(owning)
+        await watched.look()
+        assert f"{name} {why}" in watched.said[0]
+    monkeypatch.setattr(topics, "all_found", lambda asked: found)
+    watched = Watched(owning)
+    await watched.look()
+    assert watched.said == []
 
 
 async def test_lag_that_shrinks_is_no_stall_and_lag_that_stands_is_one(owning: Owning) -> None:
@@ -270,7 +292,7 @@ class Leaders:
 
     def found(self, settings: Settings) -> dict[str, topics.TopicFound]:
         real = self._found(settings)
-        return {t: topics.TopicFound(x.id, (self.epoch,)) for t, x in real.items()}
+        return {t: topics.TopicFound(x.id, (self.epoch,), x.compacted) for t, x in real.items()}
 
     def cut(self, low: int, high: int) -> None:
         """The next leader has lost [low, high), and was written on."""
