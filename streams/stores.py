@@ -18,6 +18,8 @@ from scoring.scorer import Scorer
 from streams.pipeline import Pipeline
 from streams.settings import Settings
 
+_APP = "app"  # among `extra` of `lv:meta`: whose workers these are
+
 SCHEMA = 1  # of the reader's keys and documents
 
 
@@ -88,11 +90,20 @@ class Stores:
             horizons=tuple(f"d{days}" for days in model.horizons_days),
             store=self._settings.store.name,
             clock=self._settings.worker.clock,
+            extra={_APP: kafka.app},
         )
         there = await self.store().meta()
         if there is None:
             await self.store().set_meta(mine)
             return
+        # Before anything is claimed: two apps that fold the same topics would fence each other.
+        app = there.extra.get(_APP, kafka.app)
+        if app != kafka.app:
+            raise StoreMismatch(
+                f"this Redis holds the deployment of app {app!r}, the settings say {kafka.app!r}: "
+                "set LIVEVALUE_STORE__URL to another Redis database, or LIVEVALUE_KAFKA__APP. If "
+                f"the app was renamed, end the workers of {app!r} and `redis-cli DEL lv:meta`"
+            )
         names = {
             "schema": "",
             "partitions": "LIVEVALUE_KAFKA__PARTITIONS",

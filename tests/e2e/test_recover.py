@@ -274,6 +274,8 @@ def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
     settings = deployment_settings(stack.bootstrap, url, f"{topic_prefix}other.")
     topics.apply(settings)
     stray = Deployment(settings, tmp_path)  # not entered, since that empties the database
+    meta = json.loads(deployment.redis.get("lv:meta") or b"")
+    deployment.redis.set("lv:meta", json.dumps({**meta, "extra": {}}))  # as before it named the app
     asked = datetime.now(UTC)
     done = livevalue(stray, "run", code=1)
     (line,) = plain_lines(done)
@@ -284,6 +286,16 @@ def test_a_worker_that_is_pointed_at_the_redis_of_others_halts_and_they_go_on(
         recover(stray, "adopt")
     for row in (*recover(stray, "wipe", dry_run=True), *recover(stray, "rebuild", dry_run=True)):
         assert "set LIVEVALUE_STORE__URL" in " ".join(row["notes"])
+    assert deployment.watermarks() == marks
+    # One that folds the same topics under another name is told by that.
+    deployment.redis.set("lv:meta", json.dumps(meta))
+    kafka = deployment.settings.kafka
+    named = {name: f"{topic_prefix}staging.{name}" for name in ("app", "scores", "dlq")}
+    settings = deployment.settings.model_copy(update={"kafka": kafka.model_copy(update=named)})
+    topics.apply(settings)
+    done = livevalue(Deployment(settings, tmp_path), "run", code=1)
+    (line,) = plain_lines(done)
+    assert f"holds the deployment of app {kafka.app!r}" in line and "LIVEVALUE_STORE__URL" in line
     assert deployment.watermarks() == marks
     send_all(deployment, list(some_events(100, 60, seed=2, first=500)))
     deployment.settle()
