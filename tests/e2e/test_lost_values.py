@@ -22,6 +22,8 @@ from tests.e2e.losses import (
 )
 from tests.parity.onstack import shaped
 
+pytestmark = pytest.mark.long  # tests/streams/test_lost_values.py is the fast form
+
 
 @pytest.fixture
 def deployment(stack: Stack, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:

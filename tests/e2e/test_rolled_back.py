@@ -23,6 +23,8 @@ from livevalue.sources import FileOptions
 from tests.e2e.deployment import Deployment, deployment_settings, send_all, some_events
 from tests.e2e.losses import until
 
+pytestmark = pytest.mark.long
+
 PARTITIONS = 2
 USERS = 40
 
@@ -112,7 +114,6 @@ def test_a_roll_back_while_nothing_arrives_is_noticed_and_mended(undone: Undone)
         assert sum(line["store_positions"]) < sum(line["published_positions"])
 
 
-@pytest.mark.long
 def test_a_rolled_back_flip_and_sweep_is_noticed_behind_equal_positions(undone: Undone) -> None:
     deployment = undone.deployment
     undone.send(100)
@@ -134,7 +135,6 @@ def _swept(mark: dict[str, Any]) -> bool:
     return bool(mark.get("progress")) and json.loads(mark["progress"])["sweep"] is None
 
 
-@pytest.mark.long
 def test_a_roll_back_of_more_than_the_outbox_may_name_is_mended(undone: Undone) -> None:
     undone.send(100)
     undone.keep()

@@ -168,7 +168,10 @@ def test_every_family_says_which_settings_it_takes() -> None:
     assert not TAKES["mlp"] & {*mlp.RECIPE}
 
 
-@pytest.mark.parametrize("name", ["mingru", "gru", "transformer", "dnn", "mlp", "linear"])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("gru", "transformer", "dnn")]
+
+
+@pytest.mark.parametrize("name", ["mingru", "mlp", "linear", *LONG])
 def test_a_setting_moves_a_family_that_takes_it_and_no_other(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
