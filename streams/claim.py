@@ -248,7 +248,12 @@ class Claims:
             swept = await self._doubt(known.seq, published, held)
             published = None
         self._missing_since = None
-        new = unpublished(claim.outbox, published)
+        said = published.identity if published else None
+        new = unpublished(claim.outbox, said)
+        if swept is not None:
+            # By what the store knows: the trim keeps the entry that was published last.
+            after = unpublished(claim.outbox, known)
+            new = claim.outbox if after is None else after
         if new is None:
             assert published is not None, "without a published record nothing can be missing"
             self._roll_back(claim, published, held)
@@ -285,15 +290,16 @@ class Claims:
         """Redis was rolled back: publish nothing before it has caught up."""
         self._around.metrics.rolled_back.inc()
         mark = claim.watermark
-        seq = mark.identity.seq if mark else 0
+        # Not its seq: catching up raises that, and whoever goes on with it must know as well.
+        known = mark.published.seq if mark and mark.published else 0
         store = held.pipeline.store.name
-        held.rollback = Rollback.behind(published, claim.outbox, store, seq)
+        held.rollback = Rollback.behind(published, claim.outbox, store, known)
         held.seq_at_least = published.identity.seq
         log.warning(
             "redis was rolled back",
             extra={
                 "partition": self._partition,
-                "store_seq": seq,
+                "store_seq": mark.identity.seq if mark else 0,
                 "store_positions": mark.positions if mark else None,
                 "published_seq": published.identity.seq,
                 "published_positions": published.positions,

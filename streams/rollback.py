@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featurestore.store import OutboxEntry, Watermark
+from featurestore.store import Identity, OutboxEntry, Watermark
 from streams.emit import Parked, Published
 
 
 def unpublished(
-    outbox: Sequence[OutboxEntry], published: Published | None
+    outbox: Sequence[OutboxEntry], published: Identity | None
 ) -> Sequence[OutboxEntry] | None:
     """Entries after the published one; None where it is missing: Redis was rolled back."""
     if published is None:
         return outbox
-    at = [i for i, entry in enumerate(outbox) if entry.identity == published.identity]
+    at = [i for i, entry in enumerate(outbox) if entry.identity == published]
     return outbox[at[-1] + 1 :] if at else None
 
 
@@ -41,10 +41,13 @@ class Rollback:
 
     @classmethod
     def behind(
-        cls, published: Published, outbox: Sequence[OutboxEntry], store: str, seq: int
+        cls, published: Published, outbox: Sequence[OutboxEntry], store: str, known: int
     ) -> Rollback:
-        """A store, by its name and its last commit, whose outbox lacks what was published last."""
-        everybody = published.store not in ("", store) or published.swept > seq
+        """A store, by its name, whose outbox lacks what was published last.
+
+        known: the last commit of which it knows that it was published.
+        """
+        everybody = published.store not in ("", store) or published.swept > known
         made = cls(published, set(), [], everybody)
         for entry in outbox:
             made.saw(entry.users, [Parked(letter) for letter in entry.letters])

@@ -13,6 +13,7 @@ from livevalue.embedded import Stack
 from streams import claim, sweep, topics
 from streams.errors import PublishError, Stale
 from streams.gap import Bounds, LogReader
+from streams.rollback import Rollback
 from streams.settings import WorkerSettings
 from tests.streams.owning import CLEAN, Owning, one_partition
 from tests.streams.test_watchdog import Watched, administer, folded
@@ -148,26 +149,45 @@ async def test_a_sweep_that_a_roll_back_has_undone_is_begun_again(
     await owning.send(1, users=1)
     await owning.until_swept(said + 40)
     await owner.close(drain=True)
-    # Behind all of it, behind its first page, and behind its end.
+    # Behind all of it, and an owner ends amid catching up; behind its first page; behind its end.
     for n, state in enumerate((before, pages[2], pages[-1]), 1):
         owning.backing.restore(state)
+        if state is before:
+            await amid_catching_up(owning, monkeypatch)
         owner = owning.own()
         await owning.send(1, users=1)
         await owning.settle()
-        await owning.until(lambda n=n: owning.metrics.rolled_back._value.get() == n)
+        await owning.until(lambda n=n: owning.metrics.rolled_back._value.get() == n + 1)
         await asyncio.sleep(1.0)  # a sweep that is pending gets on
         await owning.settle()
         assert await owning.audit() == CLEAN, n
         await owner.close(drain=True)
 
 
+async def amid_catching_up(owning: Owning, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner has folded all again, and ends before it has said anything."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Rollback, "caught_up", lambda self, mark: False)
+        owner = owning.own()
+        await owning.send(1, users=1)
+        end = await owning.end()
+        await owning.until(
+            lambda: owner.watermark is not None and owner.watermark.positions[0] >= end
+        )
+        await owner.close(drain=False)
+
+
 async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_said_again(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claim, "_PUBLISHED_PATIENCE_S", 0.3)
+    monkeypatch.setattr(sweep, "PAGE", 15)
     watched, _ = await folded(owning, 100)
-    published = len(await owning.scores())
-    name = owning.settings.kafka.published
+    kafka = owning.settings.kafka
+    await owning.producer.send_and_wait(kafka.sources[0], b"{bad", key=b"u1", partition=0)
+    await owning.send(1)
+    await owning.settle()
+    published, name = len(await owning.scores()), kafka.published
     administer(owning.settings, lambda client: client.delete_topics([name]))
     while topics.check(owning.settings):
         topics.apply(owning.settings)
@@ -178,6 +198,7 @@ async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_s
     await owning.settle()
     assert await owning.audit() == CLEAN
     assert len(await owning.read(name)) > 0
+    assert len(await owning.read(kafka.dlq)) == 1  # the outbox keeps what was published last
 
 
 def test_a_record_that_stays_away_is_given_up_before_the_watchdog_ends_the_worker() -> None:

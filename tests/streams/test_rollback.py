@@ -14,12 +14,12 @@ def published(seq: int, writer: str) -> Published:
 def test_what_follows_the_published_entry_is_to_be_published() -> None:
     outbox = [OutboxEntry(Identity(n, "w"), (f"u{n}",)) for n in (6, 7, 8)]
     assert unpublished(outbox, None) == outbox
-    assert unpublished(outbox, published(7, "w")) == outbox[2:]
-    assert unpublished(outbox, published(8, "w")) == []
+    assert unpublished(outbox, Identity(7, "w")) == outbox[2:]
+    assert unpublished(outbox, Identity(8, "w")) == []
 
 
 def test_an_entry_of_the_same_number_by_another_writer_is_a_roll_back() -> None:
     # Two masters at once: each goes on from 6, and 7 of the one that lost was published.
     outbox = [OutboxEntry(Identity(6, "w"), ("ada",)), OutboxEntry(Identity(7, "other"), ("bob",))]
-    assert unpublished(outbox, published(7, "w")) is None
-    assert unpublished(outbox, published(9, "other")) is None
+    assert unpublished(outbox, Identity(7, "w")) is None
+    assert unpublished(outbox, Identity(9, "other")) is None
