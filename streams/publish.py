@@ -303,7 +303,7 @@ class Publisher:
             max([self._swept, *(c.identity.seq for c in commits if c.sweeps)]),
         )
         sent += await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
-        await asyncio.gather(*sent)
+        await asyncio.gather(*values, *sent)
         # A batch that had to be sent twice may come back without its offset, as -1.
         began = (await values[0]).offset if values else -1
         first = began if began >= 0 else self.scores_end

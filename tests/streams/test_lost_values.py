@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from featurestore.store import Commit, CommitOutcome
 from livevalue.embedded import Stack
-from streams import claim, sweep, topics
+from streams import claim, publish, sweep, topics
 from streams.errors import PublishError, Stale
 from streams.gap import Bounds, LogReader
 from streams.rollback import Rollback
@@ -203,6 +204,36 @@ async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_s
 
 def test_a_record_that_stays_away_is_given_up_before_the_watchdog_ends_the_worker() -> None:
     assert WorkerSettings().stall_s > 3 * claim._PUBLISHED_PATIENCE_S
+
+
+async def test_a_batch_that_the_broker_refuses_is_never_left_out_of_a_transaction(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of several it is."""
+    monkeypatch.setattr(publish, "_BATCH_BYTES", 20_000)
+    _, owner = await folded(owning, 40)
+    assert owner._held is not None
+    producer, batches = owner._held.publisher._producer, list[str]()
+    assert producer is not None
+    send = producer.send_batch
+
+    async def refused(builder: object, topic: str, **said: object) -> object:
+        sent = await send(builder, topic, **said)
+        batches.append(topic)
+
+        async def answer() -> object:
+            await sent
+            raise KafkaError("refused")
+
+        last = topic == owning.settings.kafka.scores and batches.count(topic) == 2
+        return asyncio.ensure_future(answer()) if last else sent
+
+    monkeypatch.setattr(producer, "send_batch", refused)
+    await owning.send(40)
+    await owning.settle()
+    assert batches.count(owning.settings.kafka.scores) > 1
+    assert owning.metrics.irregular.labels(PublishError.__name__)._value.get() == 1
+    assert await owning.audit() == CLEAN
 
 
 async def test_a_batch_whose_offset_the_broker_does_not_say_is_no_loss(
