@@ -3,8 +3,8 @@
 In this order: write a new token, start the transactional producer, read the last published
 record, check that log and store are the ones we know. Reconcile: what the outbox names after the
 published record is published; where the published identity is missing from it, Redis was rolled
-back (streams.rollback). A published record that is missing, or lower than the watermark says, is
-not believed but read again; only after a set time is everything swept.
+back (streams.rollback). A published record that is missing, or lower than watermark or `scores` say,
+is not believed but read again; only after a set time is everything swept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.columns import NO_TIME
-from featurestore.store import Claim, Watermark
+from featurestore.store import Claim, OutboxEntry, Watermark
 from streams import crashpoints, leaders, sweep
-from streams.emit import Parked, Published
+from streams.delivery import RawRecord
+from streams.emit import Parked, Published, revision, seal
 from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
 from streams.held import Held
@@ -146,9 +147,13 @@ class Claims:
             source.trail.led(epochs[p], logs.asked_s)
         self._begin_at(mark, bounds, asked)
         crashpoints.passing("claim_published")
-        self._look_at_scores(published, logs, found[scores])
+        last = await self._reader.last(scores)
+        self._look_at_scores(published, logs, found[scores], last)
         held.publisher.scores_end = found[scores].end
-        await self._reconcile(claim, published, held)
+        held.publisher.scores_last = seal(last.key, last.value) if last is not None else ""
+        if last is not None and last.value is None:
+            last = await self._reader.last(scores, before=last.offset, valued=True)
+        await self._reconcile(claim, published, held, revision(last.value) if last else 0)
         await self._publish_everybody(held)
         log.info(
             "partition claimed",
@@ -206,11 +211,19 @@ class Claims:
         for source, at, before in zip(self._intake.sources, bounds, asked, strict=True):
             source.end = max(at.end, source.end) if source.end > before else at.end
 
-    def _look_at_scores(self, published: Published | None, logs: Logs, held: Bounds) -> None:
-        """Was `scores` made again, or cut below what a transaction had brought it to?"""
+    def _look_at_scores(
+        self, published: Published | None, logs: Logs, held: Bounds, last: RawRecord | None
+    ) -> None:
+        """Was `scores` made again, or cut below what a transaction had brought it to?
+
+        Cut: it ends before that, or, where other records have taken the place, with another value.
+        """
         if published is None or not published.scores_id:
             return
         other, short = published.scores_id != logs.scores_id, held.end < published.scores_end
+        sealed = published.scores_last
+        if last is not None and sealed:
+            short = short or seal(last.key, last.value) != sealed
         if other or short:
             self._lost = True
             log.error(
@@ -239,26 +252,32 @@ class Claims:
         held.watermark = mark = done.watermark
         return Waiting.of(mark, done.updates)
 
-    async def _reconcile(self, claim: Claim, published: Published | None, held: Held) -> None:
-        """What the outbox still has to say, by the identity of what was published last."""
+    async def _reconcile(
+        self, claim: Claim, published: Published | None, held: Held, revision: int
+    ) -> None:
+        """What the outbox still has to say, by the identity of what was published last.
+
+        revision: of the last document on `scores`, whose commit was published for certain.
+        """
         mark = claim.watermark
         known = mark.published if mark else None
-        swept: Waiting | None = None
-        if known is not None and (published is None or published.identity.seq < known.seq):
-            swept = await self._doubt(known.seq, published, held)
-            published = None
-        self._missing_since = None
         said = published.identity if published else None
-        new = unpublished(claim.outbox, said)
-        if swept is not None:
-            # By what the store knows: the trim keeps the entry that was published last.
-            after = unpublished(claim.outbox, known)
-            new = claim.outbox if after is None else after
+        reached = max(known.seq if known else 0, revision)
+        swept: Waiting | None = None
+        if reached > (said.seq if said else 0):
+            swept = await self._doubt(reached, published, held)
+            # Redis may have gone back as well: whatever is not beyond that has been said.
+            new: Sequence[OutboxEntry] | None = [
+                entry for entry in claim.outbox if entry.identity.seq > reached
+            ]
+        else:
+            new = unpublished(claim.outbox, said)
+        self._missing_since = None
         if new is None:
             assert published is not None, "without a published record nothing can be missing"
             self._roll_back(claim, published, held)
             return
-        if published is not None and not new and published.identity != known:
+        if swept is None and published is not None and not new and published.identity != known:
             # Published, but the server went away before the trim that says so.
             await held.pipeline.store.trim(self._partition, claim.token, published.identity)
         if new and mark is not None:
@@ -269,21 +288,24 @@ class Claims:
         if swept is not None:
             held.publisher.put(swept)
 
-    async def _doubt(self, known_seq: int, published: Published | None, held: Held) -> Waiting:
-        """A published record is missing or lower than Redis knows: read again, then sweep."""
+    async def _doubt(self, reached: int, published: Published | None, held: Held) -> Waiting:
+        """A published record is missing, or lower than commit `reached`, which was published.
+
+        It is read again for a while; then everybody is swept.
+        """
         now = time.monotonic()
         self._missing_since = self._missing_since or now
         if now - self._missing_since < _PUBLISHED_PATIENCE_S:
             raise PublishError(
                 f"the last published record of partition {self._partition} is "
-                f"{published.identity.seq if published else 'missing'}, yet the store knows of "
-                f"{known_seq}: reading it again"
+                f"{published.identity.seq if published else 'missing'}, yet commit {reached} was "
+                "published: reading it again"
             )
         log.error(
             "published record lost, publishing every user again",
-            extra={"partition": self._partition, "known_seq": known_seq},
+            extra={"partition": self._partition, "reached": reached},
         )
-        held.seq_at_least = known_seq
+        held.seq_at_least = reached
         return await self._begin_sweep(held)
 
     def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:

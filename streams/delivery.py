@@ -12,6 +12,7 @@ Measured without this: one batch held each record twice, and a right compare-and
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,14 @@ class RawRecord(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+def hashed(key: bytes | None, value: bytes | None) -> hashlib.blake2b:
+    """A hash, begun, that tells records by key and value; None is not empty."""
+    seen = hashlib.blake2b(digest_size=8)
+    for part in (key, value):
+        seen.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
+    return seen
 
 
 @dataclass(slots=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from featurestore.store import Identity, Letter
 from streams.deadletter import RAW, TIMESTAMP
-from streams.delivery import RawRecord
+from streams.delivery import RawRecord, hashed
 
 Headers = list[tuple[str, bytes]]
 
@@ -35,11 +35,12 @@ class Published:
     scores_id: str = ""  # UUID of the topic that the values went to; "" where it does not say
     scores_end: int = 0  # how far its partition p has come at least, with the marker
     swept: int = 0  # seq of the last commit that was published while a sweep was pending
+    scores_last: str = ""  # seal of the last record on it; "" where it does not say
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2)
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2, "1f0c")
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -54,6 +55,7 @@ class Published:
                 "scores_id": self.scores_id,
                 "scores_end": self.scores_end,
                 "swept": self.swept,
+                "scores_last": self.scores_last,
             },
             separators=(",", ":"),
         ).encode()
@@ -71,9 +73,32 @@ class Published:
                 str(said.get("scores_id", "")),
                 int(said.get("scores_end", 0)),
                 int(said.get("swept", 0)),
+                str(said.get("scores_last", "")),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of what was published: {value[:80]!r}") from error
+
+
+def seal(user: bytes | None, document: bytes | None) -> str:
+    """Fingerprint of a record on `scores`; None for a document is a tombstone.
+
+    >>> seal(b"ada", b"{}") != seal(b"ada", None) != seal(b"ada", b"")
+    True
+    """
+    return hashed(user, document).hexdigest()
+
+
+def revision(document: bytes | None) -> int:
+    """What a document on `scores` names as its revision; 0 where it names none.
+
+    >>> [revision(raw) for raw in (b'{"revision": 7}', b'{"revision": 1e999}', b"{", None)]
+    [7, 0, 0, 0]
+    """
+    try:
+        said = json.loads(document or b"{}")
+        return int(said["revision"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

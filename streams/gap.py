@@ -130,8 +130,12 @@ class LogReader:
                 left.popleft()
         return found
 
-    async def last(self, tp: TopicPartition, before: int | None = None) -> RawRecord | None:
+    async def last(
+        self, tp: TopicPartition, before: int | None = None, *, valued: bool = False
+    ) -> RawRecord | None:
         """The last committed record of a partition (before an offset), None where it holds none.
+
+        valued: the last that is no tombstone.
 
         The end is asked for first: whoever has fenced the writers before knows that nothing
         open stands before it. Markers and compaction leave stretches without a record, so the
@@ -144,7 +148,8 @@ class LogReader:
             position, newest = low, None
             while position < high:
                 records, position = await self.read(tp, position, high, 4096)
-                newest = records[-1] if records else newest
+                fits = [r for r in records if not valued or r.value is not None]
+                newest = fits[-1] if fits else newest
             if newest is not None:
                 return newest
             high, step = low, step * 8

@@ -13,14 +13,13 @@ an error that says what to run, and never skips silently.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Sequence
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from featurestore.errors import StoreLost
 from featurestore.store import Watermark
-from streams.delivery import RawRecord
+from streams.delivery import RawRecord, hashed
 from streams.emit import Published
 from streams.errors import LogReset, LogTruncated
 from streams.gap import Bounds, LogReader
@@ -37,9 +36,7 @@ def record_mark(record: RawRecord) -> str:
     >>> record_mark(Simple(7, b"ada", b"{}", 5)).split(":")[0]
     '7'
     """
-    seen = hashlib.blake2b(digest_size=8)
-    for part in (record.key, record.value):
-        seen.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
+    seen = hashed(record.key, record.value)
     seen.update(int(record.timestamp).to_bytes(8, "little", signed=True))
     return f"{record.offset}:{seen.hexdigest()}"
 

@@ -27,7 +27,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.store import FeatureStore, Identity, Watermark
 from streams import crashpoints
 from streams.connection import aiokafka_options, stop
-from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest
+from streams.emit import JSON_HEADERS, Headers, Parked, Published, latest, seal
 from streams.ending import end
 from streams.errors import Fenced, LogUnavailable, PublishError, StreamsError
 from streams.gap import LogReader
@@ -130,6 +130,7 @@ class Publisher:
         self.users = 0  # documents and dead letters waiting
         self.published: Identity | None = None
         self.scores_end = 0  # of our partition of `scores`, as far as we know; a claim says
+        self.scores_last = ""  # seal of the last record on it; a claim says
         self.scores_cut = False  # a transaction of ours began before that
         self._swept = 0
         self._kafka = settings.kafka
@@ -293,6 +294,8 @@ class Publisher:
             min(room, _BATCH_BYTES),
         )
         grows = len(documents) + 1 if documents else 0  # by the transaction's marker, too
+        user = next(reversed(documents), None)
+        sealed = self.scores_last if user is None else seal(user.encode(), documents[user] or None)
         mark = Published(
             last.identity,
             last.positions,
@@ -301,6 +304,7 @@ class Publisher:
             self.outputs[0],
             self.scores_end + grows,
             max([self._swept, *(c.identity.seq for c in commits if c.sweeps)]),
+            sealed,
         )
         sent += await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*values, *sent)
@@ -314,7 +318,8 @@ class Publisher:
             )
         crashpoints.passing("in_transaction")
         await producer.commit_transaction()
-        self.scores_end, self._swept = first + grows, mark.swept
+        self.scores_end, self.scores_last = first + grows, mark.scores_last
+        self._swept = mark.swept
 
     async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:
         """With their records, from memory or read again from the log."""

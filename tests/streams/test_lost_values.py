@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 from featurestore.store import Commit, CommitOutcome
 from livevalue.embedded import Stack
 from streams import claim, publish, sweep, topics
+from streams.delivery import RawRecord
 from streams.errors import PublishError, Stale
 from streams.gap import Bounds, LogReader
 from streams.rollback import Rollback
@@ -30,6 +31,13 @@ async def twice_looked(watched: Watched) -> None:
     """What transactions have brought is compared with the look before."""
     await watched.look()
     await watched.look()
+
+
+async def made_again(owning: Owning, topic: str) -> None:
+    administer(owning.settings, lambda client: client.delete_topics([topic]))
+    while topics.check(owning.settings):
+        topics.apply(owning.settings)
+        await asyncio.sleep(0.1)
 
 
 class Cut:
@@ -97,10 +105,7 @@ async def test_scores_made_again_are_said_again_also_behind_a_roll_back(owning: 
     await owner.close(drain=True)
     owning.backing.restore(before)
     kafka = owning.settings.kafka
-    administer(owning.settings, lambda client: client.delete_topics([kafka.scores]))
-    while topics.check(owning.settings):
-        topics.apply(owning.settings)
-        await asyncio.sleep(0.1)
+    await made_again(owning, kafka.scores)
     watched.owners[0] = owning.own()
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
     await owning.until_swept(40)
@@ -189,10 +194,7 @@ async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_s
     await owning.send(1)
     await owning.settle()
     published, name = len(await owning.scores()), kafka.published
-    administer(owning.settings, lambda client: client.delete_topics([name]))
-    while topics.check(owning.settings):
-        topics.apply(owning.settings)
-        await asyncio.sleep(0.1)
+    await made_again(owning, name)
     await watched.look()
     await owning.until_swept(published + 40)
     await owning.send(5)
@@ -200,6 +202,75 @@ async def test_what_says_how_far_is_missed_for_a_moment_and_then_everything_is_s
     assert await owning.audit() == CLEAN
     assert len(await owning.read(name)) > 0
     assert len(await owning.read(kafka.dlq)) == 1  # the outbox keeps what was published last
+
+
+@pytest.mark.parametrize("when", ["settled", "unpublished", "first"])
+async def test_behind_a_roll_back_nothing_is_said_twice_though_what_says_how_far_is_lost(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """How far it was, the last document on `scores` says, too."""
+    monkeypatch.setattr(claim, "_PUBLISHED_PATIENCE_S", 0.3)
+    states, real = list[object](), owning.store.commit
+
+    async def commit(partition: int, commit: Commit) -> CommitOutcome:
+        done = await real(partition, commit)
+        states.append(owning.backing.snapshot())
+        return done
+
+    monkeypatch.setattr(owning.store, "commit", commit)
+    watched, owner = await folded(owning, 60)
+    settled = owning.backing.snapshot()
+    for _ in range(6):
+        await owning.send(40)
+        await owning.settle()
+    await owner.close(drain=True)
+    await made_again(owning, owning.settings.kafka.published)
+    owning.backing.restore(
+        {"settled": settled, "unpublished": states[-3], "first": states[0]}[when]
+    )
+    published = len(await owning.scores())
+    watched.owners[0] = owning.own()
+    await owning.until_swept(published + 40)
+    await owning.send(5)
+    await owning.settle()
+    assert await owning.audit() == CLEAN
+
+
+@pytest.mark.parametrize("end", ["document", "tombstone"])
+async def test_scores_whose_cut_end_other_records_have_taken_the_place_of_are_said_again(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """As an unended transaction does: as long as it should be, it ends with another value."""
+    _, owner = await folded(owning, 40)
+    kafka, real, lost = owning.settings.kafka, LogReader.last, [1]
+    if end == "tombstone":
+        await owning.producer.send_and_wait(kafka.sources[0], None, key=b"u7", partition=0)
+        await owning.show_end()
+        await owning.settle()
+    assert ((await owning.scores())[-1].value is None) == (end == "tombstone")
+    published = len(await owning.scores())
+    await owner.close(drain=True)
+
+    async def last(
+        self: LogReader, tp: TopicPartition, before: int | None = None, **said: bool
+    ) -> RawRecord | None:
+        found = await real(self, tp, before, **said)
+        if tp.topic != kafka.scores or found is None or before is not None or not lost:
+            return found
+        return await real(self, tp, found.offset, **said)
+
+    monkeypatch.setattr(LogReader, "last", last)
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    lost.clear()
+    await owning.until_swept(published + 39)
+    # And that is all.
+    published = len(await owning.scores())
+    await owner.close(drain=True)
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    await asyncio.sleep(0.5)
+    assert len(await owning.scores()) == published
 
 
 def test_a_record_that_stays_away_is_given_up_before_the_watchdog_ends_the_worker() -> None:
