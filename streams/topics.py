@@ -324,10 +324,13 @@ def _found(
         return {}
     resources = [ConfigResource("TOPIC", name) for name in described]
     configs = admin.describe_configs(resources, config_filter="all")["topic"]
-    for name in described:
-        # The driver (kafka-python 3.0.12) passes a refusal over: nothing is said of the topic.
-        if "cleanup.policy" not in configs.get(name, {}):
-            raise forbidden(kafka, "DESCRIBE_CONFIGS", f"topic {name}")
+    # The driver (kafka-python 3.0.12) passes a refusal over: nothing is said of the topic. Neither
+    # is of one that was deleted meanwhile.
+    silent = [name for name in described if "cleanup.policy" not in configs.get(name, {})]
+    for topic in _described(admin, kafka, silent) if silent else ():
+        if not topic["error_code"]:
+            raise forbidden(kafka, "DESCRIBE_CONFIGS", f"topic {topic['name']}")
+        del described[topic["name"]]
     return {
         name: _Topic(
             str(topic["topic_id"]),
@@ -415,11 +418,14 @@ def outputs_amiss(kafka: KafkaSettings, there: Mapping[str, TopicFound]) -> list
         if name not in there:
             continue
         if counts and there[name].partitions not in counts:
+            then = "name a new topic in LIVEVALUE_KAFKA__SCORES"
+            if name == kafka.published:
+                then = "delete it and run `livevalue topics --apply`; all is published again"
             problems.append(
                 Problem(
                     name,
                     f"{name} has {counted(there[name].partitions, 'partition')}, the sources have "
-                    f"{max(counts)}: name a new topic in LIVEVALUE_KAFKA__SCORES",
+                    f"{max(counts)}: {then}",
                 )
             )
         if not there[name].compacted:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
+from kafka.errors import UnknownTopicOrPartitionError  # type: ignore[import-untyped]
 from kafka.net import manager  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
@@ -221,3 +222,21 @@ def test_what_is_no_address_names_the_setting(address: str) -> None:
 def test_no_address_says_which_setting() -> None:
     with pytest.raises(LogError, match="LIVEVALUE_KAFKA__BOOTSTRAP"):
         topics.plan(Settings(kafka=KafkaSettings(bootstrap="")))
+
+
+def test_a_topic_deleted_between_two_questions_is_missing_and_not_forbidden(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics.apply(settings)
+    real, gone = KafkaAdminClient.describe_configs, settings.kafka.dlq
+
+    def deleted_before(self: KafkaAdminClient, *args: Any, **said: Any) -> Any:
+        try:
+            self.delete_topics([gone])
+        except UnknownTopicOrPartitionError:
+            pass
+        return real(self, *args, **said)
+
+    monkeypatch.setattr(KafkaAdminClient, "describe_configs", deleted_before)
+    with pytest.raises(TopicError, match=f"topic {gone} does not exist"):
+        topics.logs(settings)
