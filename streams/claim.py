@@ -3,8 +3,8 @@
 In this order: write a new token, start the transactional producer, read the last published
 record, check that log and store are the ones we know. Reconcile: what the outbox names after the
 published record is published; where the published identity is missing from it, Redis was rolled
-back (streams.rollback). A published record that is missing, or lower than watermark or `scores` say,
-is not believed but read again; only after a set time is everything swept.
+back (streams.rollback). A published record that is missing, or lower than the watermark or `scores`
+says, is not believed but read again; only after a set time is everything swept.
 """
 
 from __future__ import annotations
