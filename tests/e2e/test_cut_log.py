@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient, KafkaProducer  # type: ignore[import-untyped]
 
 from featurestore.partitioner import partition
 from livevalue.embedded import Stack
 from livevalue.embedded.kafka import Kafka
 from streams import topics
+from streams.broker import connection
 from tests.e2e.deployment import Deployment, deployment_settings, send_all, some_events
 from tests.e2e.losses import (
     ask,
@@ -253,7 +254,7 @@ def test_a_cut_that_nobody_saw_halts_whoever_comes_next(own: tuple[Deployment, K
 
 
 def test_values_that_a_broker_has_lost_are_said_again(own: tuple[Deployment, Kafka]) -> None:
-    """The end of two partitions of `scores`: under a worker, and while none runs."""
+    """The end of partitions of `scores`: under a worker, while none runs, its place taken since."""
     deployment, kafka = own
     events, worker = list(some_events(900, 60)), deployment.start()
     for low in range(0, 900, 90):  # a transaction each, at least
@@ -287,5 +288,24 @@ def test_values_that_a_broker_has_lost_are_said_again(own: tuple[Deployment, Kaf
     worker = deployment.start("next")
     until(all_said, 30)
     assert [(x["partition"], x["why"]) for x in worker.lines(what)] == [(1, "the topic was cut")]
+    assert not halted(worker) and worker.stop() == 0
+    lose_values(2)
+    abort(deployment, scores, 2, 100)
+    worker = deployment.start("after")
+    until(all_said, 30)
+    assert [(x["partition"], x["why"]) for x in worker.lines(what)] == [(2, "the topic was cut")]
     assert not halted(worker)
     said_once_and_last(deployment)
+
+
+def abort(deployment: Deployment, topic: str, number: int, records: int) -> None:
+    """A transaction that never was."""
+    kafka = deployment.settings.kafka
+    producer = KafkaProducer(**connection(kafka), transactional_id=f"{kafka.app}-other")
+    producer.init_transactions()
+    producer.begin_transaction()
+    for n in range(records):
+        producer.send(topic, b"{}", key=f"u{n}".encode(), partition=number)
+    producer.flush()
+    producer.abort_transaction()
+    producer.close()
