@@ -33,7 +33,7 @@ from streams import crashpoints, ending
 from streams.claim import Claims
 from streams.delivery import Segment
 from streams.emit import Parked
-from streams.errors import LogError, Misrouted, PublishError, Stale, StreamsError
+from streams.errors import LogError, Misrouted, PublishError, Stale, StreamsError, TopicError
 from streams.gap import LogReader
 from streams.held import Held
 from streams.intake import Intake, Taken
@@ -52,6 +52,9 @@ _MISROUTED_OF = 1000  # records looked at before most of them being misrouted is
 _BACK_OFF_S = (0.05, 5.0)
 _STORE_BACK_OFF_S = 1.0  # at most, while the store is away: a claim that fails costs it nothing
 _HALT = (StoreError, LogError, StateFormatError, ScoringError)
+# May pass, as a broker's absence may: one that has just begun does not know of every topic. Of one
+# that stays away the watchdog makes sure.
+_PASSES = (RegistryUnavailable, TopicError)
 
 
 class Owner:
@@ -210,7 +213,7 @@ class Owner:
             except Flipped:
                 await self._let_go()
             except _HALT as error:
-                if isinstance(error, RegistryUnavailable):  # may pass, as a broker's absence may
+                if isinstance(error, _PASSES):
                     await self._forget(error)
                 else:
                     self._halt(error)

@@ -15,6 +15,8 @@ from featurestore.settings import FeatureSettings
 from featurestore.store import Claim
 from livevalue.embedded import Stack
 from scoring.errors import RegistryUnavailable
+from streams import topics
+from streams.errors import TopicError
 from streams.logs import JsonFormatter
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.stores import Stores
@@ -203,6 +205,22 @@ async def test_a_registry_that_does_not_answer_is_asked_again(
     await owning.until(lambda: owner.ready)
     assert not owner.halted
     assert len(asked) >= 2
+
+
+async def test_a_topic_that_a_broker_does_not_know_of_for_a_moment_halts_nothing(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, name, asked = topics.all_found, owning.settings.kafka.scores, list[int]()
+
+    def not_at_once(settings: Settings) -> dict[str, topics.TopicFound]:
+        asked.append(1)
+        return {t: x for t, x in found(settings).items() if t != name or len(asked) > 2}
+
+    monkeypatch.setattr(topics, "all_found", not_at_once)
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    assert not owner.halted
+    assert owning.metrics.irregular.labels(TopicError.__name__)._value.get() == 2
 
 
 @pytest.mark.parametrize("scheme", ["http", "ftp"])
