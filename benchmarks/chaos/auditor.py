@@ -28,91 +28,33 @@ Values themselves are not computed here: `livevalue verify` replays the log and 
 
 from __future__ import annotations
 
-import bisect
 import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
 from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
 from benchmarks.chaos import strangers
+from benchmarks.chaos.found import Audit
 from benchmarks.chaos.listed import Listed
+from benchmarks.chaos.sent import Sent, boundaries
+from benchmarks.chaos.wanted import Letter, Place, Wanted, fold
 from featurestore import times
-from featurestore.columns import NO_TIME, Erase, EventBatch, Outcome
-from featurestore.fold_settings import FoldSettings
+from featurestore.columns import NO_TIME
 from featurestore.state import States
-from featurestore.twin import Twin
 from featurestore.update import Side
 from streams import broker, compaction, topics
-from streams.codec import Codec
-from streams.columns import merge
 from streams.row import split
 from streams.settings import KafkaSettings, Settings
 
 _READ_S = 60.0
 _PAGE = 500
-_SHOWN = 12
 _CONNECT = "__connect.errors."
-_PARKED = {Outcome.LATE: "late", Outcome.CONFLICT: "conflict", Outcome.FUTURE: "future"}
 _MICRO = 1_000_000
-_FOREVER = (1 << 63) - 1
-
-Place = tuple[str, int, int]  # topic, partition, offset
-_Letter = tuple[str, Any]  # reason, the record
-
-
-@dataclass
-class Audit:
-    """What was found; all zero where the protocol holds, but for the first five."""
-
-    records: int = 0  # in the log
-    events: int = 0  # that count: folded, by the twin
-    users: int = 0  # with at least one of them
-    erased: int = 0  # users who were erased at least once
-    letters: int = 0  # that are due
-    lost: int = 0
-    applied_twice: int = 0
-    users_wrong: int = 0
-    strangers: int = 0
-    outputs_missing: int = 0
-    outputs_twice: int = 0
-    backwards: int = 0
-    letters_missing: int = 0
-    letters_twice: int = 0
-    letters_wrong: int = 0
-    examples: list[Any] = field(default_factory=list)
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing is wrong."""
-        return not any(self.faults().values())
-
-    def faults(self) -> dict[str, int]:
-        """Counts of everything that must be zero."""
-        return {
-            name: getattr(self, name)
-            for name in (
-                "lost",
-                "applied_twice",
-                "outputs_missing",
-                "outputs_twice",
-                "letters_missing",
-                "letters_twice",
-                "letters_wrong",
-                "users_wrong",
-                "strangers",
-                "backwards",
-            )
-        }
-
-    def show(self, *example: Any) -> None:
-        """Keep the first few of what is wrong."""
-        if len(self.examples) < _SHOWN:
-            self.examples.append(example)
 
 
 class Unauditable(Exception):
@@ -137,13 +79,13 @@ def audit(
     logs = [_by_partition(read(kafka, topic)) for topic in kafka.sources]
     scores = _by_partition(read(kafka, kafka.scores))
     published = _by_partition(read(kafka, kafka.published))
-    due, may = dict[Place, _Letter](), dict[Place, _Letter]()
+    due, may = dict[Place, Letter](), dict[Place, Letter]()
     serving = {p: _serving(settings, client, p) for p in range(kafka.partitions)}
     present = strangers.present(client, serving, scores)
     for p, store in serving.items():
-        wanted = _fold(settings, p, [log.get(p, ()) for log in logs], due, may, found)
-        sent = _Sent(scores.get(p, ()), found)
-        sent.look_for_holes(_boundaries(published.get(p, ())))
+        wanted = fold(settings, p, [log.get(p, ()) for log in logs], due, may, found)
+        sent = Sent(scores.get(p, ()), found)
+        sent.look_for_holes(boundaries(published.get(p, ())))
         if undone_to is not None:
             never = [user for user, want in wanted.items() if want.erased_ms is None]
             sent.look_for_beginnings(never, [seqs.get(p, 0) for seqs in undone_to])
@@ -201,92 +143,6 @@ def _by_partition(records: Sequence[Any]) -> dict[int, list[Any]]:
     return dict(found)
 
 
-# ---- what should be
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a user's state must be."""
-
-    side: Side
-    erased_ms: int | None  # marker of the latest erasure
-
-
-def _fold(
-    settings: Settings,
-    p: int,
-    logs: Sequence[Sequence[Any]],
-    due: dict[Place, _Letter],
-    may: dict[Place, _Letter],
-    found: Audit,
-) -> dict[str, _Wanted]:
-    """The log of one partition through the slow twins: -> users with an event or an erasure.
-
-    Adds the dead letters that must exist to `due`, those that may to `may`.
-    """
-    sources = settings.kafka.sources
-    rules = FoldSettings.of(settings.features, sources)
-    codec = Codec(settings)
-    at = [{record.offset: record for record in log} for log in logs]
-    decoded = [codec.decode_slow(s, p, log) for s, log in enumerate(logs)]
-    for s, one in enumerate(decoded):
-        found.records += len(logs[s])
-        for no in one.rejected:
-            due[sources[s], p, no.offset] = (no.reason.value, at[s][no.offset])
-    batch = merge(decoded)
-    twin = Twin(rules)
-    outcomes = twin.fold(batch)
-    places = [
-        (int(event["source"]), offset)
-        for event, offset in zip(batch.events, batch.offset.tolist(), strict=True)
-    ]
-
-    def park(letters: dict[Place, _Letter], i: int, outcome: Outcome) -> None:
-        s, offset = places[i]
-        letters[sources[s], p, offset] = (_PARKED[outcome], at[s][offset])
-
-    covered = []
-    for i, outcome in enumerate(outcomes):
-        if outcome in _PARKED:
-            park(due, i, outcome)
-        elif outcome is Outcome.ERASED:
-            covered.append(i)
-    # As it was before the latest erasure of each user came, before the one before that, …
-    earlier = batch
-    while covered:
-        earlier = _without_latest(earlier)
-        before = Twin(rules).fold(_only(earlier, {int(batch.user[i]) for i in covered}))
-        for i in covered:
-            if before[i] in _PARKED:
-                park(may, i, before[i])
-        covered = [i for i in covered if before[i] is Outcome.ERASED]
-
-    wanted = {
-        name: _Wanted(side, user.erased_ms)
-        for name, user in twin.users.items()
-        if (side := user.head(rules)).events or user.erased_ms is not None
-    }
-    found.users += sum(1 for want in wanted.values() if want.side.events)
-    found.erased += sum(1 for want in wanted.values() if want.erased_ms is not None)
-    found.events += sum(len(want.side.events) for want in wanted.values())
-    return wanted
-
-
-def _without_latest(batch: EventBatch) -> EventBatch:
-    """The batch without each user's latest erasure."""
-    latest: dict[int, int] = {}
-    for erase in batch.erases:
-        latest[erase.user] = max(erase.record_ms, latest.get(erase.user, erase.record_ms))
-    return replace(batch, erases=[e for e in batch.erases if e.record_ms < latest[e.user]])
-
-
-def _only(batch: EventBatch, users: set[int]) -> EventBatch:
-    """The batch with everything of others erased: they move the clocks, and cost no more."""
-    erases = [e for e in batch.erases if e.user in users]
-    erases += [Erase(u, 0, _FOREVER) for u in range(len(batch.users)) if u not in users]
-    return replace(batch, erases=erases)
-
-
 # ---- what is
 
 
@@ -322,96 +178,13 @@ def _serving(settings: Settings, client: redis.Redis, p: int) -> str:
     return active.decode() if active else settings.store.name
 
 
-class _Sent:
-    """The documents of one partition on `scores`."""
-
-    def __init__(self, records: Sequence[Any], found: Audit) -> None:
-        self.last: dict[str, bytes | None] = {}
-        self._found = found
-        self._revisions: dict[str, list[int]] = defaultdict(list)  # in order of sending
-        self._before: list[tuple[str, int, int]] = []  # user, revision, the one before it
-        self._begun: dict[str, list[int]] = defaultdict(list)  # revisions that name none before
-        self._since: dict[str, int] = {}  # when the history of the last document began
-        for record in records:
-            user = record.key.decode()
-            self.last[user] = record.value
-            if record.value is None:
-                self._since[user] = NO_TIME  # whatever comes is later
-                continue
-            document = json.loads(record.value)
-            self._look_back(user, document)
-            self._take(user, document["revision"], document["previous"])
-
-    def _take(self, user: str, revision: int, previous: Mapping[str, Any] | None) -> None:
-        said = self._revisions[user]
-        if revision in said:
-            self._found.outputs_twice += 1
-            self._found.show("twice", user, revision)
-        elif said and revision < said[-1]:
-            self._found.backwards += 1
-            self._found.show("backwards", user, said[-1], revision)
-        said.append(revision)
-        if previous is not None:
-            self._before.append((user, revision, int(previous["revision"])))
-        else:
-            self._begun[user].append(revision)
-
-    def _look_back(self, user: str, document: Mapping[str, Any]) -> None:
-        """A history that begins later than it did is one of which something was forgotten.
-
-        What was said before that is not to be named. One that is named and was never sent is of
-        the same transaction, and later.
-        """
-        since, said = times.parse(document["history"]["first_event_at"]), self._revisions[user]
-        forgot = bool(said) and since > self._since[user]
-        previous = document["previous"]
-        if forgot and previous is not None and previous["revision"] <= max(said):
-            self._found.users_wrong += 1
-            self._found.show("previous from before an erasure", user, document["revision"])
-        self._since[user] = since
-
-    def look_for_holes(self, boundaries: Sequence[int]) -> None:
-        """Find revisions that were never sent, and that no transaction explains.
-
-        boundaries: the last commits of the partition's transactions. What a transaction sends of
-        a user is the last of its commits; the ones before it need not be sent.
-        """
-        for user, revision, before in self._before:
-            said = sorted(self._revisions[user])
-            at = bisect.bisect_left(said, before)
-            if at < len(said) and said[at] == before:
-                continue
-            end = bisect.bisect_left(boundaries, before)
-            until = boundaries[end] if end < len(boundaries) else before  # by no transaction
-            if not (at < len(said) and said[at] <= until):
-                self._found.outputs_missing += 1
-                self._found.show("hole", user, before, revision, until)
-
-    def look_for_beginnings(self, users: Sequence[str], undone_to: Sequence[int]) -> None:
-        """Find documents that name none before them though there was one.
-
-        users: who was never erased. undone_to: a commit that each roll-back left. What a roll-back
-        undid may be all that had been said of a user.
-        """
-        for user in users:
-            first = min(self._revisions[user], default=0)
-            for revision in self._begun[user]:
-                if revision > first and not any(first > seq for seq in undone_to):
-                    self._found.outputs_missing += 1
-                    self._found.show("names none before it", user, revision, first)
-
-
-def _boundaries(published: Sequence[Any]) -> list[int]:
-    return sorted(int(json.loads(record.value)["seq"]) for record in published)
-
-
 # ---- the two compared
 
 
 _TYPED = ("browses", "purchases", "interactions")
 
 
-def _compare_state(user: str, want: _Wanted, held: _Held, found: Audit) -> None:
+def _compare_state(user: str, want: Wanted, held: _Held, found: Audit) -> None:
     side, head = want.side, held.head
     counts = [int(n) for n in head["counts"]]
     lost = sum(max(0, w - h) for w, h in zip(side.counts, counts, strict=True))
@@ -473,7 +246,7 @@ def _compare_output(
         found.show("history", user, differs)
 
 
-def _compare_forgotten(user: str, held: _Held, sent: _Sent, found: Audit) -> None:
+def _compare_forgotten(user: str, held: _Held, sent: Sent, found: Audit) -> None:
     """Erased, and nothing since."""
     if held.document is not None or held.listed != Listed():
         found.users_wrong += 1
@@ -504,8 +277,8 @@ def _exact(said: Any) -> int | None:
 
 
 def _compare_letters(
-    due: Mapping[Place, _Letter],
-    may: Mapping[Place, _Letter],
+    due: Mapping[Place, Letter],
+    may: Mapping[Place, Letter],
     records: Sequence[Any],
     found: Audit,
 ) -> None:

@@ -22,8 +22,8 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.admin import ConfigResource  # type: ignore[import-untyped]
 
 from benchmarks.chaos import load
-from benchmarks.chaos.auditor import Audit
 from benchmarks.chaos.faults import Faults, Say
+from benchmarks.chaos.found import Audit
 from livevalue.embedded import Stack
 from streams import broker
 from streams.settings import Settings

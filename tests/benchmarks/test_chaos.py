@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos import load, report
-from benchmarks.chaos.auditor import Audit
+from benchmarks.chaos.found import Audit
 from benchmarks.chaos.runner import LONG, Result, Scenario
 from benchmarks.chaos.service import Measured, tell
 from streams.settings import KafkaSettings

@@ -23,7 +23,8 @@ from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from kafka.producer import KafkaProducer  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
-from benchmarks.chaos.auditor import Audit, audit, read
+from benchmarks.chaos.auditor import audit, read
+from benchmarks.chaos.found import Audit
 from featurestore.partitioner import partition
 from featurestore.settings import StoreSettings
 from streams import broker, topics

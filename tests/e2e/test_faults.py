@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos import load
-from benchmarks.chaos.auditor import Audit, read
+from benchmarks.chaos.auditor import read
 from benchmarks.chaos.faults import KINDS, UNDONE
+from benchmarks.chaos.found import Audit
 from benchmarks.chaos.runner import SHORT, Scenario, chaos_settings, run
 from featurestore.columns import NO_TIME
 from featurestore.state import States
