@@ -187,7 +187,7 @@ async def check_log(
         cut = cut_at(mark)
         if cut is not None:
             raise LogReset(
-                f"{where} was cut at offset {cut} and written on while it was read: what it holds "
+                f"{where} was cut at offset {cut} and written on: what it holds "
                 f"from there on was not read, or not all of it. Run {_ADOPT}, or {_REBUILD}"
             )
         if await rewritten(reader, tp, mark, held, compacted=tp.topic in compacted):

@@ -341,7 +341,7 @@ async def test_a_log_that_was_cut_and_written_on_behind_another_leader_halts(
     lead.cut(90, 110)
     await watched.look()
     await owning.until(lambda: bool(owner.halted), 10.0)
-    assert "was cut at offset 90 and written on while it was read" in owner.halted
+    assert "was cut at offset 90 and written on" in owner.halted
     assert "livevalue recover adopt" in owner.halted and "recover rebuild" in owner.halted
     # Whoever claims next finds it in the store.
     again = owning.own()
@@ -372,7 +372,7 @@ async def test_who_reads_beyond_a_cut_and_dies_before_anybody_looks_leaves_word_
     lead.cut(95, 110)
     again = owning.own()
     await owning.until(lambda: again.ready or bool(again.halted), 10.0)
-    assert "was cut at offset 95 and written on while it was read" in again.halted
+    assert "was cut at offset 95 and written on" in again.halted
 
 
 async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_taken_meanwhile(
