@@ -42,17 +42,8 @@ class FileBlobs:
     """Blobs in a folder or at any URL that fsspec knows (s3://, gs://, memory://, ...)."""
 
     def __init__(self, url: str) -> None:
-        import fsspec  # type: ignore[import-untyped]
-
         self._url = url
-        with self._driver("open"):
-            try:
-                self._fs, self._root = fsspec.core.url_to_fs(url)
-            except (ImportError, ValueError) as error:
-                raise RegistryError(
-                    f"the registry {shown(url)!r} cannot be opened ({self._why(error)}): set"
-                    f" {_SETTING} to `store`, a folder, or a URL whose fsspec driver is installed"
-                ) from None
+        self._opened: tuple[Any, str] | None = None  # file system and root
 
     async def blob(self, key: str) -> bytes | None:
         """The bytes under `key`, or None."""
@@ -62,21 +53,39 @@ class FileBlobs:
         """Write whole or not at all: a reader never sees half a file."""
         await asyncio.to_thread(self._write, key, data)
 
+    def _open(self) -> tuple[Any, str]:
+        """On first use, beside the event loop: some drivers connect for it."""
+        if self._opened is None:
+            import fsspec  # type: ignore[import-untyped]
+
+            with self._driver("open"):
+                try:
+                    self._opened = fsspec.core.url_to_fs(self._url)
+                except (ImportError, ValueError) as error:
+                    raise RegistryError(
+                        f"the registry {shown(self._url)!r} cannot be opened ({self._why(error)}): "
+                        f"set {_SETTING} to `store`, a folder, or a URL whose fsspec driver is "
+                        "installed"
+                    ) from None
+        return self._opened
+
     def _read(self, key: str) -> bytes | None:
+        fs, root = self._open()
         with self._driver("read"):
             try:
-                data: bytes = self._fs.cat_file(f"{self._root}/{key}")
+                data: bytes = fs.cat_file(f"{root}/{key}")
             except FileNotFoundError:
                 return None
             return data
 
     def _write(self, key: str, data: bytes) -> None:
-        path = f"{self._root}/{key}"
+        fs, root = self._open()
+        path = f"{root}/{key}"
         aside = f"{path}.{uuid4().hex}"
         with self._driver("write to"):
-            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self._fs.pipe_file(aside, data)
-            self._fs.mv(aside, path)
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            fs.pipe_file(aside, data)
+            fs.mv(aside, path)
 
     @contextmanager
     def _driver(self, what: str) -> Iterator[None]:

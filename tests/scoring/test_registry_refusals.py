@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 from threading import Thread
+from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import pytest
 
 from scoring.errors import RegistryError, RegistryUnavailable
@@ -85,13 +88,27 @@ async def test_one_that_cannot_be_written_to_does_not_say_its_login(at: dict[str
         f"nosuch://bucket/x?sig={SECRET}",
     ],
 )
-def test_a_url_that_cannot_be_opened_is_wrong_for_good_and_its_login_is_not_said(
+async def test_a_url_that_cannot_be_opened_is_wrong_for_good_and_its_login_is_not_said(
     url: str,
 ) -> None:
     with pytest.raises(RegistryError, match="cannot be opened") as caught:
-        Registry.at(url)
+        await Registry.at(url).champion()
     assert not isinstance(caught.value, RegistryUnavailable)
     _names_the_setting(caught.value)
+
+
+async def test_a_registry_is_opened_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some drivers connect for it."""
+    threads, opens = list[int](), fsspec.core.url_to_fs
+
+    def opened(url: str) -> Any:
+        threads.append(threading.get_ident())
+        return opens(url)
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
+    registry = Registry.at("memory://beside")
+    assert await registry.champion() is None and await registry.ls() == []
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
 
 
 async def test_a_folder_that_is_none_is_named_whole(tmp_path: Path) -> None:
