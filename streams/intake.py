@@ -295,11 +295,15 @@ class Intake:
                 source.unacked.popleft().ack()
 
     def waiting_for(self) -> list[Hole]:
-        """Sources of which more is in the log than was delivered."""
+        """Sources of which more is in the log than was delivered, and less than a batch is here.
+
+        Whoever has a batch at hand cannot go on for another reason (the outbox is full, another
+        source is to come first): what is read beyond it would only lie here, up to the whole log.
+        """
         return [
             Hole(s, source.cursor, source.end)
             for s, source in enumerate(self.sources)
-            if source.end > source.cursor and not source.segments
+            if source.end > source.cursor and not source.segments and source.buffered < self._batch
         ]
 
 

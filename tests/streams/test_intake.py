@@ -81,6 +81,22 @@ def test_an_unread_source_of_unknown_clock_holds_everybody_back() -> None:
     assert [h.source for h in intake.waiting_for()] == [2]
 
 
+def test_a_source_with_a_batch_at_hand_is_not_read_further_but_those_are_for_which_it_waits() -> (
+    None
+):
+    intake = make(batch=2)
+    deliver(intake, 0, [T0, T0], end=9)
+    intake.sources[1].end = 9
+    assert intake.take(2) is None
+    assert [h.source for h in intake.waiting_for()] == [1]
+    intake.insert(1, [record(0, T0, "purchase")], 1)
+    assert [h.source for h in intake.waiting_for()] == [1]
+    taken = intake.take(2)
+    assert taken is not None and taken.positions == (2, 0, 0)
+    intake.commit(taken, (T0, NO_TIME, NO_TIME))
+    assert [h.source for h in intake.waiting_for()] == [0, 1]
+
+
 def test_what_was_taken_is_given_again_until_it_is_committed() -> None:
     intake = make()
     segment = deliver(intake, 0, [T0, T0 + 1, T0 + 2])

@@ -13,7 +13,7 @@ from featurestore.store import Commit, CommitOutcome
 from livevalue.embedded import Stack
 from streams import claim, publish, sweep, topics
 from streams.delivery import RawRecord
-from streams.errors import PublishError, Stale
+from streams.errors import PublishError, Stale, TopicError
 from streams.gap import Bounds, LogReader
 from streams.rollback import Rollback
 from streams.settings import WorkerSettings
@@ -117,6 +117,23 @@ async def test_scores_made_again_are_said_again_also_behind_a_roll_back(owning: 
     await owning.until(lambda: watched.owners[0].ready)
     await asyncio.sleep(0.5)
     assert len(await owning.scores()) == said
+
+
+async def test_a_claim_that_finds_scores_away_for_a_moment_halts_nobody(owning: Owning) -> None:
+    """Of a topic that stays away the watchdog speaks."""
+    _, owner = await folded(owning, 40)
+    irregular, kafka = owning.metrics.irregular, owning.settings.kafka
+    administer(owning.settings, lambda client: client.delete_topics([kafka.scores]))
+    owner.doubt("anything")
+    await owning.until(
+        lambda: bool(owner.halted) or irregular.labels(TopicError.__name__)._value.get() > 0
+    )
+    assert not owner.halted
+    while topics.check(owning.settings):
+        topics.apply(owning.settings)
+        await asyncio.sleep(0.1)
+    await owning.until_swept(40)
+    assert await owning.audit() == CLEAN
 
 
 async def test_an_end_that_lags_behind_a_commit_is_no_loss(

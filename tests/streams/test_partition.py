@@ -17,6 +17,7 @@ from streams import broker, topics, upkeep
 from streams.emit import Published
 from streams.errors import PublishError
 from streams.held import Held
+from streams.publish import Publisher
 from streams.rollback import Rollback
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
@@ -135,6 +136,30 @@ async def test_back_pressure_does_not_stop_the_way_out_of_a_roll_back(
         owning.backing.restore(before)
         await owning.send(40)
         await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1, 10)
+        await owning.settle()
+        assert await owning.audit() == CLEAN
+
+
+async def test_while_nothing_can_be_published_no_more_than_a_batch_is_read_ahead(
+    stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = one_partition(stack.bootstrap, topic_prefix, outbox_users=10, batch=20)
+    async with Owning(settings) as owning:
+        owner, can, publish = owning.own(), asyncio.Event(), Publisher._publish
+
+        async def waits(self: Publisher) -> None:
+            await can.wait()
+            await publish(self)
+
+        monkeypatch.setattr(Publisher, "_publish", waits)
+        await owning.send(2000)
+        await owning.until(lambda: owner.outbox_users > 10)
+        most = 0
+        for _ in range(50):
+            most = max(most, owner._intake.buffered)
+            await asyncio.sleep(0.02)
+        assert 0 < most < 60
+        can.set()
         await owning.settle()
         assert await owning.audit() == CLEAN
 
