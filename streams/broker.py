@@ -161,7 +161,9 @@ def reach(kafka: KafkaSettings) -> None:
             raise _refused(kafka, str(error)) from None
         except ssl.SSLError as error:
             said = refused(error, address, SECTION, f"{SECTION}__BOOTSTRAP")
-            problem = LogError(
+            # Closed amid the handshake: it goes down in this moment, or what stands before it.
+            kind = LogUnavailable if isinstance(error, ssl.SSLEOFError) else LogError
+            problem = kind(
                 said
                 or f"{address} and we do not agree on TLS ({error.reason}): correct "
                 f"{SECTION}__SECURITY (it is {kafka.security})"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from threading import Thread
 
 import pytest
 from pydantic import SecretStr
@@ -88,3 +91,23 @@ def test_no_login_where_one_is_wanted_names_the_security_setting(
     monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 2000)
     with pytest.raises(LogUnavailable, match="__SECURITY"):
         topics.check(_settings(secure, "right", "PLAINTEXT"))
+
+
+@pytest.mark.parametrize("security", ["SSL", "SASL_SSL"])
+def test_a_connection_that_ends_amid_the_handshake_is_no_reason_to_halt(security: str) -> None:
+    """A broker that goes down in this moment, or what stands before brokers that are down."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def close_each() -> None:
+            with suppress(OSError):
+                while True:
+                    link, _ = door.accept()
+                    link.recv(4096)
+                    link.close()
+
+        Thread(target=close_each, daemon=True).start()
+        kafka = KafkaSettings.model_validate(
+            {"bootstrap": f"127.0.0.1:{door.getsockname()[1]}", "security": security}
+        )
+        with pytest.raises(LogUnavailable, match="LIVEVALUE_KAFKA__SECURITY"):
+            topics.logs(Settings(kafka=kafka))
