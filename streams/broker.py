@@ -17,13 +17,15 @@ import kafka.errors as driver  # type: ignore[import-untyped]
 from featurestore.secrets import refused
 from streams.connection import SECTION, security
 from streams.errors import LogAuthError, LogError, LogUnavailable, StreamsError, TopicError
-from streams.knock import Hung, Refused, knock
+from streams.knock import Hung, HungAtLogin, Refused, knock
 from streams.settings import KafkaSettings
 
 _BOOTSTRAP_MS = 10_000
 # kafka-python draws an address for each try, and waits for one that has failed and is drawn again,
 # up to 30 s by its default: of two, one of them down, ten draws in ten seconds could all miss.
 _BACKOFF_MS = 500
+# A broker that goes down amid a login looks the same, and that is no reason to halt.
+_PERHAPS = f"; it may refuse it: {SECTION}__USERNAME, __PASSWORD, __SASL_MECHANISM"
 
 
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
         if overheard.refusal:
             raise _refused(kafka, overheard.refusal) from error
         if kafka.security.startswith("SASL") and overheard.closed > 1:
-            raise _refused(kafka, "it closes the connection at the login") from error
+            raise _silent(kafka, f"it closes the connection at the login{_PERHAPS}") from error
         raise _silent(kafka, "no answer") from error
     except driver.KafkaError as error:
         kind = LogUnavailable if error.retriable else LogError
@@ -173,6 +175,8 @@ def reach(kafka: KafkaSettings) -> None:
             if isinstance(error, Hung) and kafka.security == "SSL":
                 # It may hang up before its alert is read.
                 said += f"; it may want a certificate: {SECTION}__CERT_FILE"
+            if isinstance(error, HungAtLogin):
+                said += _PERHAPS
             problem = _silent(kafka, said)
         else:
             return

@@ -30,6 +30,10 @@ class Hung(OSError):
     """The broker closed the connection where an answer was due."""
 
 
+class HungAtLogin(Hung):
+    """It did so in the middle of the login: it refuses it, or goes down in this moment."""
+
+
 def knock(host: str, port: int, options: dict[str, Any]) -> None:
     """Go through the door and out again; `options` are those of a kafka-python client.
 
@@ -62,7 +66,7 @@ def _login(link: socket.socket, options: dict[str, Any]) -> None:
         try:
             answer = _ask(link, _AUTHENTICATE, 0, struct.pack(">i", len(said)) + said)
         except Hung:
-            raise Refused("it closes the connection at the login") from None
+            raise HungAtLogin("it closes the connection at the login") from None
         code, length = struct.unpack_from(">hh", answer)
         at = 4 + max(length, 0)
         if code:

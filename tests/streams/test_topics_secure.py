@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 import pytest
@@ -93,21 +94,34 @@ def test_no_login_where_one_is_wanted_names_the_security_setting(
         topics.check(_settings(secure, "right", "PLAINTEXT"))
 
 
-@pytest.mark.parametrize("security", ["SSL", "SASL_SSL"])
-def test_a_connection_that_ends_amid_the_handshake_is_no_reason_to_halt(security: str) -> None:
-    """A broker that goes down in this moment, or what stands before brokers that are down."""
+@contextmanager
+def hangs_up(answers: int) -> Iterator[str]:
+    """The address of what closes each connection, once it has answered so many requests."""
     with socket.create_server(("127.0.0.1", 0)) as door:
 
         def close_each() -> None:
             with suppress(OSError):
                 while True:
                     link, _ = door.accept()
-                    link.recv(4096)
-                    link.close()
+                    with link:
+                        for _ in range(answers):
+                            link.recv(4096)
+                            link.sendall(struct.pack(">iih", 6, 1, 0))
+                        link.recv(4096)
 
         Thread(target=close_each, daemon=True).start()
-        kafka = KafkaSettings.model_validate(
-            {"bootstrap": f"127.0.0.1:{door.getsockname()[1]}", "security": security}
-        )
-        with pytest.raises(LogUnavailable, match="LIVEVALUE_KAFKA__SECURITY"):
-            topics.logs(Settings(kafka=kafka))
+        yield f"127.0.0.1:{door.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("security", "answers", "setting"),
+    [("SSL", 0, "SECURITY"), ("SASL_SSL", 0, "SECURITY"), ("SASL_PLAINTEXT", 2, "USERNAME")],
+)
+def test_a_connection_that_ends_amid_handshake_or_login_is_no_reason_to_halt(
+    security: str, answers: int, setting: str
+) -> None:
+    """A broker that goes down in this moment, or what stands before brokers that are down."""
+    with hangs_up(answers) as address:
+        kafka = {"bootstrap": address, "security": security, "username": "app", "password": "x"}
+        with pytest.raises(LogUnavailable, match=f"LIVEVALUE_KAFKA__{setting}"):
+            topics.logs(Settings(kafka=KafkaSettings.model_validate(kafka)))
