@@ -411,7 +411,7 @@ def _problems(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[Problem
 
 
 def outputs_amiss(kafka: KafkaSettings, there: Mapping[str, TopicFound]) -> list[Problem]:
-    """What of the two outputs of values keeps them from being published, or loses some."""
+    """What of the outputs keeps values and dead letters from being published, or loses some."""
     problems = []
     counts = [there[name].partitions for name in kafka.sources if name in there]
     for name in (kafka.scores, kafka.published):
@@ -436,6 +436,14 @@ def outputs_amiss(kafka: KafkaSettings, there: Mapping[str, TopicFound]) -> list
                     "run `livevalue topics --apply`",
                 )
             )
+    if kafka.dlq in there and there[kafka.dlq].compacted:
+        problems.append(
+            Problem(
+                kafka.dlq,
+                f"{kafka.dlq} is compacted, so it would lose dead letters, and the broker takes "
+                "none without a key there: set cleanup.policy to delete, retention.ms to -1",
+            )
+        )
     return problems
 
 

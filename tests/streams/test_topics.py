@@ -161,6 +161,18 @@ def test_apply_compacts_an_output_that_was_not(settings: Settings, admin: KafkaA
     assert topics.check(settings) == []
 
 
+def test_dead_letters_that_would_be_compacted_are_refused(
+    settings: Settings, admin: KafkaAdminClient
+) -> None:
+    """A key of a bad record says nothing, and one without a key would hold everything up."""
+    compacted = {"cleanup.policy": "compact"}
+    admin.create_topics([NewTopic(settings.kafka.dlq, 1, 1, topic_configs=compacted)])
+    assert {step.name: step.action for step in topics.apply(settings)}[settings.kafka.dlq] == "keep"
+    (problem,) = topics.check(settings)
+    assert problem.topic == settings.kafka.dlq
+    assert "is compacted" in problem.message and "cleanup.policy" in problem.message
+
+
 def test_an_output_with_another_count_than_the_sources_is_refused(
     settings: Settings, admin: KafkaAdminClient
 ) -> None:

@@ -102,6 +102,11 @@ async def test_an_output_that_was_made_again_otherwise_ends_the_worker(
     watched = Watched(owning)
     await watched.look()
     assert watched.said == []
+    letters = owning.settings.kafka.dlq
+    compacted = {**found, letters: replace(found[letters], compacted=True)}
+    monkeypatch.setattr(topics, "all_found", lambda asked: compacted)
+    await watched.look()
+    assert f"{letters} is compacted" in watched.said[0]
 
 
 async def test_lag_that_shrinks_is_no_stall_and_lag_that_stands_is_one(owning: Owning) -> None:
