@@ -65,7 +65,7 @@ class Claims:
         self._tps = [TopicPartition(t, partition) for t in around.settings.kafka.sources]
         self._generation = ""  # as the metrics say
         self._missing_since: float | None = None
-        self._publisher: Publisher | None = None  # of the last claim
+        self._last: Held | None = None  # what the claim before gave
         self._lost = False  # `scores` has lost values, and not everybody is on the way again
 
     async def claim(self) -> Held:
@@ -96,8 +96,7 @@ class Claims:
             around.metrics,
             self._progressed,
         )
-        self._lost = self._lost or (self._publisher is not None and self._publisher.scores_cut)
-        self._publisher = publisher
+        self._lost = self._lost or _owes_everybody(self._last)
         await publisher.start()
         crashpoints.passing("claim_producer")
         try:
@@ -105,6 +104,7 @@ class Claims:
             held = Held(
                 p, pipeline, claim.token, logs.id, publisher, around.metrics, claim.watermark
             )
+            self._last = held
             await self._take_on(claim, held, logs)
         except BaseException:
             await publisher.stop()
@@ -328,3 +328,10 @@ class Claims:
                 "users": len(held.rollback.users),
             },
         )
+
+
+def _owes_everybody(last: Held | None) -> bool:
+    """Whether a claim found, or was told, that `scores` lost values, and ended before it swept."""
+    if last is None:
+        return False
+    return last.publisher.scores_cut or (last.rollback is not None and last.rollback.everybody)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from streams import claim, publish, sweep, topics
 from streams.delivery import RawRecord
 from streams.errors import PublishError, Stale, TopicError
 from streams.gap import Bounds, LogReader
+from streams.publish import Publisher
 from streams.rollback import Rollback
 from streams.settings import WorkerSettings
 from tests.streams.owning import CLEAN, Owning, one_partition
@@ -133,6 +135,40 @@ async def test_a_claim_that_finds_scores_away_for_a_moment_halts_nobody(owning: 
         topics.apply(owning.settings)
         await asyncio.sleep(0.1)
     await owning.until_swept(40)
+    assert await owning.audit() == CLEAN
+
+
+async def test_a_loss_that_a_transaction_saw_is_remembered_while_a_roll_back_is_made_good(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but memory knows of it, until everybody is on the way again."""
+    _, owner = await folded(owning, 100)
+    await owning.send(1, users=1)  # the last commit in the outbox names one alone
+    await owning.settle()
+    await owning.until(lambda: len(owning.backing.partition(0).outbox) == 1)  # trimmed
+    before, transact = owning.backing.snapshot(), Publisher._transact
+    published = len(await owning.scores())
+
+    async def and_redis_goes_back(self: Publisher, *what: Any) -> None:
+        try:
+            await transact(self, *what)
+        except PublishError:
+            owning.backing.restore(before)
+            raise
+
+    await owning.send(5)
+    await owning.settle()
+    assert owner._held is not None
+    owner._held.publisher.scores_end += 10_000  # what the broker had said before it lost it
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "_transact", and_redis_goes_back)
+        patched.setattr(Rollback, "caught_up", lambda self, mark: False)
+        await owning.send(1, users=1)
+        await owning.until(lambda: owner.rolling)
+        first = owner._held
+        owner.doubt("anything")
+        await owning.until(lambda: owner.rolling and owner._held is not first)
+    await owning.until_swept(published + 5 + 40)
     assert await owning.audit() == CLEAN
 
 
