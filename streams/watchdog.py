@@ -77,6 +77,9 @@ class Watchdog:
                     self._silent_s = self._coordinated_s = time.monotonic()
                 except StreamsError as error:
                     self._give_up(str(error))
+                except Exception as error:  # a driver's own: nobody would look any more
+                    log.exception("watchdog: unexpected")
+                    self._give_up(f"the watchdog cannot look: {error!r}; start the worker again")
         finally:
             if self._asking is not None:
                 await end(self._asking)

@@ -410,6 +410,25 @@ async def test_retention_that_overtakes_what_was_read_halts_though_nothing_is_ta
         assert "livevalue recover adopt" in owner.halted
 
 
+async def test_whatever_keeps_the_watchdog_from_looking_ends_the_worker(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_EVERY_S", 0.01)
+    watched, _ = await folded(owning, 10)
+
+    def fails(asked: Settings) -> dict[str, topics.TopicFound]:
+        raise KeyError("of a driver")
+
+    monkeypatch.setattr(topics, "all_found", fails)
+    looking = asyncio.create_task(watched.dog.run())
+    try:
+        await owning.until(lambda: bool(watched.said) or looking.done())
+        assert not looking.done()
+    finally:
+        looking.cancel()
+    assert "KeyError('of a driver')" in watched.said[0]
+
+
 async def test_a_broker_that_does_not_answer_is_no_stall_until_it_answers_again(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
