@@ -153,6 +153,7 @@ class Claims:
         held.publisher.scores_last = seal(last.key, last.value) if last is not None else ""
         if last is not None and last.value is None:
             last = await self._reader.last(scores, before=last.offset, valued=True)
+        held.seq_at_least = published.begun if published else 0
         await self._reconcile(claim, published, held, revision(last.value) if last else 0)
         await self._publish_everybody(held)
         log.info(
@@ -264,7 +265,7 @@ class Claims:
         said = published.identity if published else None
         reached = max(known.seq if known else 0, revision)
         swept: Waiting | None = None
-        if reached > (said.seq if said else 0):
+        if reached > (max(published.identity.seq, published.begun) if published else 0):
             swept = await self._doubt(reached, published, held)
             # Redis may have gone back as well: whatever is not beyond that has been said.
             new: Sequence[OutboxEntry] | None = [
@@ -305,7 +306,7 @@ class Claims:
             "published record lost, publishing every user again",
             extra={"partition": self._partition, "reached": reached},
         )
-        held.seq_at_least = reached
+        held.seq_at_least = max(held.seq_at_least, reached)
         return await self._begin_sweep(held)
 
     def _roll_back(self, claim: Claim, published: Published, held: Held) -> None:
@@ -316,7 +317,7 @@ class Claims:
         known = mark.published.seq if mark and mark.published else 0
         store = held.pipeline.store.name
         held.rollback = Rollback.behind(published, claim.outbox, store, known)
-        held.seq_at_least = published.identity.seq
+        held.seq_at_least = max(published.begun, published.identity.seq)
         log.warning(
             "redis was rolled back",
             extra={

@@ -36,11 +36,12 @@ class Published:
     scores_end: int = 0  # how far its partition p has come at least, with the marker
     swept: int = 0  # seq of the last commit that was published while a sweep was pending
     scores_last: str = ""  # seal of the last record on it; "" where it does not say
+    begun: int = 0  # seq up to which a roll-back made good was said in part, beyond `identity`
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2, "1f0c")
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2, "1f0c", 4)
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -56,6 +57,7 @@ class Published:
                 "scores_end": self.scores_end,
                 "swept": self.swept,
                 "scores_last": self.scores_last,
+                "begun": self.begun,
             },
             separators=(",", ":"),
         ).encode()
@@ -74,6 +76,7 @@ class Published:
                 int(said.get("scores_end", 0)),
                 int(said.get("swept", 0)),
                 str(said.get("scores_last", "")),
+                int(said.get("begun", 0)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of what was published: {value[:80]!r}") from error

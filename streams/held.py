@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurestore.columns import EventBatch
 from featurestore.store import CommitOutcome, Watermark
@@ -41,7 +41,7 @@ class Held:
     watermark: Watermark | None
     rollback: Rollback | None = None
     seq_at_least: int = 0
-    moved_s: float = 0.0  # when `advance` was last called, by the monotonic clock
+    moved_s: float = 0.0  # when something was last committed, by the monotonic clock
 
     async def process(
         self, taken: Taken, idle: tuple[bool, ...], trails: tuple[str, ...]
@@ -112,10 +112,11 @@ class Held:
         self.publisher.put(Waiting.of(mark, done.updates, parked))
 
     async def make_good(self, roll: Rollback) -> None:
-        """Publish once each user touched since, under a seq beyond both, in one transaction.
+        """Publish once each user touched since, under a seq beyond both.
 
-        All pages are committed before any is published: a crash in between finds the published
-        identity still missing from the outbox and does all of it again.
+        All pages are committed before any is published, and the last transaction alone says how far
+        it is published: a crash in between finds the published identity still missing from the
+        outbox and does all of it again, under revisions beyond those that were said.
         """
         users = sorted(roll.users)
         waiting = []
@@ -125,9 +126,11 @@ class Held:
                 users[low : low + REFRESH_USERS], None, "recover", progress=progress
             )
             self.watermark = mark = done.watermark
-            waiting.append(Waiting.of(mark, done.updates))
+            waiting.append(replace(Waiting.of(mark, done.updates), more=True))
+            self.moved_s = time.monotonic()
             crashpoints.passing("make_good_page")
         waiting[-1].parked += roll.parked
+        waiting[-1].more = False
         self.rollback = None
         for commit in waiting:
             self.publisher.put(commit)

@@ -191,6 +191,11 @@ class Owner:
         return self._held.publisher.users if self._held else 0
 
     @property
+    def got_on_s(self) -> float:
+        """When it last got on, amid a roll-back made good, too; by the monotonic clock."""
+        return max(self.moved_s, self._held.moved_s if self._held else 0.0)
+
+    @property
     def idle(self) -> bool:
         """Whether everything that was committed is published."""
         return self._held is not None and self._held.publisher.idle
@@ -283,7 +288,7 @@ class Owner:
         publisher = held.publisher
         while True:
             self._wake.clear()
-            self.moved_s = max(self.moved_s, held.moved_s)
+            self.moved_s = max(self.moved_s, held.moved_s, publisher.moved_s)
             if publisher.error is not None:
                 raise publisher.error
             if self._doubted:

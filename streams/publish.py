@@ -6,6 +6,7 @@ record read. All commits that wait go into one transaction: each user's last doc
 letters with their raw bytes, and one record on `<scores>.published` that names the last commit
 and its positions, and how far that has brought `scores`: a `scores` that was made again or cut
 since says so to the next claim. After that the outbox is trimmed up to the published entry.
+A roll-back made good (streams/held.py) may take several, of which the last alone does so.
 
 There is one way back from every error: this publisher is thrown away and the partition claimed
 again (a fenced aiokafka producer answers with bare AssertionErrors afterwards; `stop()` works).
@@ -39,6 +40,10 @@ from streams.sweep import pending
 _BATCH_BYTES = 900_000
 _LETTER_RECORDS = 4  # topics.py lets the DLQ hold this many times the largest record, and headers
 _DLQ_PARTITION = 0  # streams.topics makes it with one: letters are few, and read in one place
+# Users of one transaction: an hour that Redis lost may name all of a partition's, and in one
+# transaction they would outlast the broker's patience, over and over. 30,000 took 0.7 s (two cores,
+# loopback, one partition); a worker with many makes them side by side.
+_USERS = 5000
 _COSTLY_S = 0.02
 _START_S = 20.0
 _TRANSACTION_S = 20.0
@@ -54,6 +59,7 @@ class Waiting:
     updates: dict[str, bytes]  # user -> document, b"" = tombstone
     parked: list[Parked] = field(default_factory=list)
     sweeps: bool = False  # while a sweep was pending
+    more: bool = False  # of a roll-back made good: what comes next says how far it is published
     committed_s: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -129,10 +135,11 @@ class Publisher:
         self.error: Exception | None = None  # once set, this publisher is done for
         self.users = 0  # documents and dead letters waiting
         self.published: Identity | None = None
+        self.moved_s = 0.0  # when a transaction last ended, by the monotonic clock
         self.scores_end = 0  # of our partition of `scores`, as far as we know; a claim says
         self.scores_last = ""  # seal of the last record on it; a claim says
         self.scores_cut = False  # a transaction of ours began before that
-        self._swept = 0
+        self._said: Published | None = None  # the last record of how far
         self._kafka = settings.kafka
         self._store = store
         self._token = token
@@ -184,9 +191,8 @@ class Publisher:
         record = await self._reader.last(TopicPartition(self._kafka.published, self.partition))
         if record is None or record.value is None:
             return None
-        said = Published.decode(record.value)
-        self._swept = said.swept
-        return said
+        self._said = Published.decode(record.value)
+        return self._said
 
     def begin(self) -> None:
         """From now on publish what is put."""
@@ -227,15 +233,20 @@ class Publisher:
             self._progressed()
 
     async def _publish(self) -> None:
-        """One transaction with everything that waits, then trim the outbox."""
-        commits = list(self._queue)
+        """One transaction with what waits, up to so many users, then trim the outbox."""
+        commits, users = list[Waiting](), 0
+        for commit in self._queue:
+            commits.append(commit)
+            users += _weight(commit)
+            if users >= _USERS:
+                break
         last = commits[-1]
         documents = latest([c.updates for c in commits])
         letters = await self._raw([p for c in commits for p in c.parked])
         crashpoints.passing("before_publish")
         began = time.monotonic()
         await asyncio.wait_for(self._transact(documents, letters, commits), _TRANSACTION_S)
-        done = time.monotonic()
+        done = self.moved_s = time.monotonic()
         self._metrics.publish_s.observe(done - began)
         self._metrics.transactions.inc()
         self._metrics.published.inc(len(documents))
@@ -244,8 +255,10 @@ class Publisher:
             self._metrics.lag_s.observe(done - commit.committed_s)
             self._queue.popleft()
             self.users -= _weight(commit)
-        self.published = last.identity
         self._progressed()
+        if last.more:
+            return
+        self.published = last.identity
         crashpoints.passing("before_trim")
         if not await self._store.trim(self.partition, self._token, last.identity):
             raise Fenced(f"partition {self.partition} was claimed by another worker")
@@ -256,7 +269,7 @@ class Publisher:
     ) -> None:
         producer = self._producer
         assert producer is not None, "start() comes before begin()"
-        kafka, p, last = self._kafka, self.partition, commits[-1]
+        kafka, p = self._kafka, self.partition
         await producer.begin_transaction()
 
         async def send(
@@ -296,16 +309,7 @@ class Publisher:
         grows = len(documents) + 1 if documents else 0  # by the transaction's marker, too
         user = next(reversed(documents), None)
         sealed = self.scores_last if user is None else seal(user.encode(), documents[user] or None)
-        mark = Published(
-            last.identity,
-            last.positions,
-            self._log_id,
-            self._store.name,
-            self.outputs[0],
-            self.scores_end + grows,
-            max([self._swept, *(c.identity.seq for c in commits if c.sweeps)]),
-            sealed,
-        )
+        mark = self._mark(commits, self.scores_end + grows, sealed)
         sent += await send(kafka.published, p, [(str(p).encode(), mark.encode(), JSON_HEADERS)])
         await asyncio.gather(*values, *sent)
         # A batch that had to be sent twice may come back without its offset, as -1.
@@ -318,8 +322,29 @@ class Publisher:
             )
         crashpoints.passing("in_transaction")
         await producer.commit_transaction()
-        self.scores_end, self.scores_last = first + grows, mark.scores_last
-        self._swept = mark.swept
+        self.scores_end, self.scores_last = first + grows, sealed
+        self._said = mark
+
+    def _mark(self, commits: Sequence[Waiting], end: int, sealed: str) -> Published:
+        """What to say of how far `commits` bring us, and `scores`: to `end`, with a last record."""
+        last, said = commits[-1], self._said
+        swept = max([said.swept if said else 0, *(c.identity.seq for c in commits if c.sweeps)])
+        if last.more:
+            assert said is not None, "a roll-back is behind something that was published"
+            # As far as before, so that whoever comes next does all of it again; yet what is said
+            # now has revisions of its own, and they must not come again.
+            begun = last.identity.seq
+            return replace(said, scores_end=end, swept=swept, scores_last=sealed, begun=begun)
+        return Published(
+            last.identity,
+            last.positions,
+            self._log_id,
+            self._store.name,
+            self.outputs[0],
+            end,
+            swept,
+            sealed,
+        )
 
     async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:
         """With their records, from memory or read again from the log."""

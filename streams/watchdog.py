@@ -97,7 +97,7 @@ class Watchdog:
         stalled = [
             p
             for p, o in sorted(live.items())
-            if o.lag > 0 and max(o.moved_s, self._silent_s) < since
+            if o.lag > 0 and max(o.got_on_s, self._silent_s) < since
         ]
         if stalled:
             lags = ", ".join(f"{p}: {live[p].lag}" for p in stalled)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
 from featurestore.store import Identity, OutboxEntry
+from livevalue.embedded import Stack
+from streams import held, publish
 from streams.emit import Published
+from streams.errors import PublishError
+from streams.publish import Publisher
 from streams.rollback import unpublished
+from tests.streams.owning import CLEAN, Owning, one_partition
 
 
 def published(seq: int, writer: str) -> Published:
@@ -23,3 +34,68 @@ def test_an_entry_of_the_same_number_by_another_writer_is_a_roll_back() -> None:
     outbox = [OutboxEntry(Identity(6, "w"), ("ada",)), OutboxEntry(Identity(7, "other"), ("bob",))]
     assert unpublished(outbox, Identity(7, "w")) is None
     assert unpublished(outbox, Identity(9, "other")) is None
+
+
+@pytest.fixture
+async def owning(
+    stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Owning]:
+    monkeypatch.setattr(held, "REFRESH_USERS", 6)
+    monkeypatch.setattr(publish, "_USERS", 12)
+    async with Owning(one_partition(stack.bootstrap, topic_prefix)) as made:
+        made.own()
+        await made.send(10)
+        await made.settle()
+        yield made
+
+
+async def test_a_roll_back_of_many_users_is_made_good_in_many_transactions(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as long as the broker waits for, and none of them is a stall."""
+    before, transact, sent = owning.backing.snapshot(), Publisher._transact, list[int]()
+    await owning.send(40)
+    await owning.settle()
+
+    async def counted(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
+        sent.append(len(documents))
+        await transact(self, documents, *others)
+
+    monkeypatch.setattr(Publisher, "_transact", counted)
+    owning.backing.restore(before)
+    await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
+    await owning.settle()
+    assert sum(sent) == 40 and max(sent) <= 12
+    assert owning.owner is not None and time.monotonic() - owning.owner.got_on_s < 5
+    assert await owning.audit() == CLEAN
+    await owning.send(5)
+    await owning.settle()
+    assert owning.metrics.rolled_back._value.get() == 1
+    assert await owning.audit() == CLEAN
+
+
+async def test_what_was_said_of_a_roll_back_in_part_is_not_said_again_under_its_revisions(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis goes back once more, behind all that tells of it."""
+    before, transact, sent = owning.backing.snapshot(), Publisher._transact, list[int]()
+    await owning.producer.send_and_wait(
+        owning.settings.kafka.sources[0], b"{bad", key=b"u1", partition=0
+    )
+    await owning.send(40)
+    await owning.settle()
+
+    async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
+        sent.append(len(documents))
+        if len(sent) == 2:
+            owning.backing.restore(before)
+            raise PublishError("the second of them")
+        await transact(self, documents, *others)
+
+    monkeypatch.setattr(Publisher, "_transact", breaks)
+    owning.backing.restore(before)
+    await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
+    await owning.settle()
+    assert sent[0] == 12 and sum(sent[2:]) == 40
+    assert await owning.audit() == CLEAN
+    assert len(await owning.read(owning.settings.kafka.dlq)) == 1
