@@ -44,6 +44,7 @@ _DLQ_PARTITION = 0  # streams.topics makes it with one: letters are few, and rea
 # transaction they would outlast the broker's patience, over and over. 30,000 took 0.7 s (two cores,
 # loopback, one partition); a worker with many makes them side by side.
 _USERS = 5000
+_DOCUMENT_BYTES = 2048  # of one user, about
 _COSTLY_S = 0.02
 _START_S = 20.0
 _TRANSACTION_S = 20.0
@@ -367,5 +368,10 @@ class Publisher:
 
 
 def _weight(commit: Waiting) -> int:
-    """What a commit adds to the outbox: dead letters count, since each is read and sent, too."""
-    return len(commit.updates) + len(commit.parked)
+    """What a commit adds to the outbox: dead letters count, since each is read and sent, too.
+
+    By their size, since one may be as large as some hundred documents.
+    """
+    records = (x.record for x in commit.parked)
+    sizes = (len(r.value or b"") if r is not None else 0 for r in records)
+    return len(commit.updates) + sum(1 + size // _DOCUMENT_BYTES for size in sizes)

@@ -164,6 +164,32 @@ async def test_while_nothing_can_be_published_no_more_than_a_batch_is_read_ahead
         assert await owning.audit() == CLEAN
 
 
+async def test_large_dead_letters_that_wait_hold_processing_up_by_their_size(
+    stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five thousand of a megabyte would be more than memory holds, or a transaction takes."""
+    settings = one_partition(stack.bootstrap, topic_prefix, batch=2)
+    async with Owning(settings) as owning:
+        owner, can, publish = owning.own(), asyncio.Event(), Publisher._publish
+
+        async def waits(self: Publisher) -> None:
+            await can.wait()
+            await publish(self)
+
+        monkeypatch.setattr(Publisher, "_publish", waits)
+        topic = settings.kafka.sources[0]
+        for _ in range(30):
+            bad = b"{" + bytes(900_000)
+            await owning.producer.send_and_wait(topic, bad, key=b"u1", partition=0)
+        await owning.show_end()
+        await owning.until(lambda: owner.outbox_users > 5000)
+        await asyncio.sleep(0.5)
+        assert 10 < owner.lag < 25
+        can.set()
+        await owning.until(lambda: owner.lag == 0 and owner.outbox_users == 0 and owner.idle)
+        assert len(await owning.read(settings.kafka.dlq)) == 30
+
+
 async def test_an_unknown_outcome_of_a_commit_is_claimed_again_and_nothing_is_doubled(
     owning: Owning,
 ) -> None:
