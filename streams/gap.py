@@ -171,6 +171,9 @@ class LogReader:
             except (KafkaError, OSError, TimeoutError) as error:
                 await stop(consumer)
                 raise await self._translate(error, "a connection") from error
+            except BaseException:  # cancelled: its client would go on asking for metadata
+                await stop(consumer)
+                raise
             self._consumer = consumer
         return self._consumer
 

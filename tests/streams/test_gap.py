@@ -8,13 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import (  # type: ignore[import-untyped]
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    TopicPartition,
+)
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as KafkaPython
 from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
+from streams import gap
 from streams.emit import Published
 from streams.errors import LogReset, LogTruncated, LogUnavailable
 from streams.gap import Bounds, LogReader
@@ -51,6 +56,27 @@ async def produce(stack: Stack, topic: TopicPartition, *steps: tuple[int, bool])
             await producer.send(topic.topic, b"%d" % n, partition=0)
         await (producer.commit_transaction() if commit else producer.abort_transaction())
     await producer.stop()
+
+
+async def test_a_reader_that_is_stopped_while_it_connects_leaves_no_connection(
+    topic: TopicPartition, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a publisher is that reads dead letters again while its partition is given away."""
+    began: list[Slow] = []
+
+    class Slow(AIOKafkaConsumer):  # type: ignore[misc]
+        async def start(self) -> None:
+            await super().start()
+            began.append(self)
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(gap, "AIOKafkaConsumer", Slow)
+    asking = asyncio.create_task(reader.bounds([topic]))
+    while not began:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled() and began[0]._closed
 
 
 async def test_a_read_reaches_its_end_over_markers_and_aborted_records(
