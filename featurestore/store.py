@@ -80,7 +80,6 @@ class Claim:
     token: str
     watermark: Watermark | None
     outbox: tuple[OutboxEntry, ...]
-    documents: dict[str, bytes | None]  # of the outbox's users; None = erased
 
 
 @dataclass(frozen=True, slots=True)

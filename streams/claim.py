@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # A published record that should be there is read again this long: well below `worker.stall_s`,
 # since nothing moves meanwhile, and the next worker would begin to wait anew.
 _PUBLISHED_PATIENCE_S = 12.0
+_PAGE = 1000  # documents read at once
 
 
 class Claims:
@@ -282,12 +283,25 @@ class Claims:
             # Published, but the server went away before the trim that says so.
             await held.pipeline.store.trim(self._partition, claim.token, published.identity)
         if new and mark is not None:
-            users = dict.fromkeys(u for e in new for u in e.users)
-            documents = {u: claim.documents.get(u) or b"" for u in users}
+            documents = await self._documents(held, new)
             parked = [Parked(letter) for e in new for letter in e.letters]
             held.publisher.put(Waiting.of(mark, documents, parked))
         if swept is not None:
             held.publisher.put(swept)
+
+    async def _documents(self, held: Held, new: Sequence[OutboxEntry]) -> dict[str, bytes]:
+        """What the store holds of the users of `new`; b"" of who was erased.
+
+        Not read by the claim's script: an outbox may name all of a partition's users.
+        """
+        users, store = list(dict.fromkeys(u for e in new for u in e.users)), held.pipeline.store
+        documents: dict[str, bytes] = {}
+        for low in range(0, len(users), _PAGE):
+            page = users[low : low + _PAGE]
+            found = await store.documents(self._partition, page)
+            documents |= {user: raw or b"" for user, raw in zip(page, found, strict=True)}
+        await held.watch()  # they are of the outbox that we were given: no other, none rolled back
+        return documents
 
     async def _doubt(self, reached: int, published: Published | None, held: Held) -> Waiting:
         """A published record is missing, or lower than commit `reached`, which was published.

@@ -88,6 +88,19 @@ class Held:
         self.watermark = done.watermark
         return done.watermark
 
+    async def watch(self) -> None:
+        """A roll-back, or another writer, shows in the watermark; raises where it does."""
+        loaded = await self.pipeline.store.load(self.partition, [])
+        if loaded.token != self.token:
+            raise Fenced(f"the token of partition {self.partition} is no longer ours")
+        there, here = loaded.watermark, self.watermark
+        if (there is None) != (here is None) or (
+            there is not None
+            and here is not None
+            and (there.positions, there.identity) != (here.positions, here.identity)
+        ):
+            raise Stale(f"the watermark of partition {self.partition} is not what we wrote")
+
     def demand(self, done: Processed) -> None:
         """Only OK is progress; everything else is the one way back."""
         outcome = "MOVED" if done.outcome is None else str(done.outcome)

@@ -16,7 +16,6 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from featurestore.columns import NO_TIME
 from featurestore.store import Watermark
 from streams import crashpoints, sweep
-from streams.errors import Fenced, Stale
 from streams.gap import LogReader
 from streams.held import REFRESH_USERS, Held
 from streams.idle import IdleSources
@@ -104,7 +103,7 @@ class Upkeep:
                 self._wake()
                 return
         if now - self._watched_s > _WATCH_S:
-            await _watch(held)
+            await held.watch()
             self._watched_s = time.monotonic()
         mark = held.watermark
         if held.rollback is not None or mark is None:
@@ -169,17 +168,3 @@ class Upkeep:
     def _now_ms(self, mark: Watermark) -> int:
         """Now as the deployment counts it."""
         return self._around.now_ms() if self._worker.clock == "wall" else max(mark.clocks)
-
-
-async def _watch(held: Held) -> None:
-    """A roll-back, or another writer, shows in the watermark."""
-    loaded = await held.pipeline.store.load(held.partition, [])
-    if loaded.token != held.token:
-        raise Fenced(f"the token of partition {held.partition} is no longer ours")
-    there, here = loaded.watermark, held.watermark
-    if (there is None) != (here is None) or (
-        there is not None
-        and here is not None
-        and (there.positions, there.identity) != (here.positions, here.identity)
-    ):
-        raise Stale(f"the watermark of partition {held.partition} is not what we wrote")

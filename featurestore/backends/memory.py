@@ -111,9 +111,7 @@ class MemoryStore:
         shared, fold = self.backing.partition(partition), self._fold(partition)
         fold.token = secrets.token_hex(16)
         outbox = tuple(shared.outbox) if shared.active in (None, self.name) else ()
-        users = dict.fromkeys(user for entry in outbox for user in entry.users)
-        documents = {user: shared.documents.get(user) for user in users}
-        return Claim(fold.token, fold.watermark, outbox, documents)
+        return Claim(fold.token, fold.watermark, outbox)
 
     async def load(self, partition: int, users: Sequence[str]) -> Loaded:
         fold = self._fold(partition)

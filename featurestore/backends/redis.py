@@ -161,11 +161,9 @@ class RedisStore:
             self._of(partition, "active"),
             self._of(partition, "out"),
         ]
-        argv = [token.encode(), self.name.encode(), self._of(partition, "v:")]
-        flat, entries, found = await self._fcall(partition, "claim", keys, argv)
-        # Lua ends a table at nil, so an erased user comes without a second item.
-        documents = {row[0].decode(): row[1] if len(row) > 1 else None for row in found}
-        return Claim(token, watermark_of(flat)[1], tuple(map(entry_of, entries)), documents)
+        argv = [token.encode(), self.name.encode()]
+        flat, entries = await self._fcall(partition, "claim", keys, argv)
+        return Claim(token, watermark_of(flat)[1], tuple(map(entry_of, entries)))
 
     async def load(self, partition: int, users: Sequence[str]) -> Loaded:
         mark = [b"HGETALL", self._own(partition, "wm")]

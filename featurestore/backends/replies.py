@@ -90,10 +90,6 @@ def failure(text: str, where: str) -> FeatureStoreError:
     for inner in (*_WAIT, "WRONGTYPE", "NOPERM"):
         if f"{inner} " in text and word in ("ERR", "EXECABORT"):
             return failure(text[text.index(f"{inner} ") :], where)
-    if "non local key" in low:
-        # A claim asks for documents that it learns of only inside the function; one of them has
-        # gone to the other node before its slot.
-        return failure("TRYAGAIN", where)
     if "can't execute" in low and "memory" in low:
         return failure("OOM", where)
     if ("acl" in low and "permission" in low) or "can't run this command" in low:

@@ -4,9 +4,8 @@
 -- VERSION stands for a hash of this text, put in by redis.py: workers of two releases each call
 -- their own functions, and a server without ours says "Function not found".
 --
--- Every key of a call has the hash tag {p} and is declared, save the documents that a claim
--- reads: a slot that is on the move then refuses the call before it begins (TRYAGAIN). Lua does
--- not roll back: everything is validated before the first write. Tables are cut into chunks,
+-- Every key of a call has the hash tag {p} and is declared: a slot that is on the move then refuses
+-- the call before it begins (TRYAGAIN). Lua does not roll back: everything is validated before the first write. Tables are cut into chunks,
 -- since `unpack` fails past about 8,000 items; MSET by 500 takes 5 µs a user, SET by SET 8
 -- (1,800 users, 2.5 kB of state and 2 kB of document, Valkey 9.1).
 
@@ -34,31 +33,20 @@ local function call_chunked(command, first, values, step)
   end
 end
 
--- keys: watermark, active, outbox. argv: new token, store, prefix of documents' keys.
--- -> watermark (flat), outbox entries, (user, document or nil) of each user that they name.
+-- keys: watermark, active, outbox. argv: new token, store. -> watermark (flat), outbox entries.
 local function claim(keys, argv)
   local wrong = mistyped({keys[1], 'hash', keys[2], 'string', keys[3], 'list'})
   if wrong then return wrong end
   local dropping = redis.call('HGET', keys[1], 'dropping')
   if dropping then return redis.error_reply('LVDROPPING ' .. dropping) end
   local active = redis.call('GET', keys[2])
-  local entries, found = {}, {}
+  local entries = {}
   -- The outbox belongs to the active store's writer: nobody else publishes from it.
   if not active or active == argv[2] then
     entries = redis.call('LRANGE', keys[3], 0, -1)
-    local seen = {}
-    for _, entry in ipairs(entries) do
-      local packed = string.sub(entry, string.find(entry, '%z') + 1)
-      for _, user in ipairs(cmsgpack.unpack(packed)[1]) do
-        if not seen[user] then
-          seen[user] = true
-          found[#found + 1] = {user, redis.call('GET', argv[3] .. user)}
-        end
-      end
-    end
   end
   redis.call('HSET', keys[1], 'token', argv[1])
-  return {redis.call('HGETALL', keys[1]), entries, found}
+  return {redis.call('HGETALL', keys[1]), entries}
 end
 
 -- keys: watermark, due, active, seq, outbox, ranking, stores; one state key a user; one document

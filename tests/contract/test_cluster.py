@@ -42,7 +42,7 @@ async def test_each_call_stays_in_one_slot(tmp_path_factory: pytest.TempPathFact
             )
             assert (await main.load(p, ["ada", "bob"])).states == [b"state 1", None]
             assert await main.trim(p, claim.token, first.identity)
-            assert (await main.claim(p)).documents == {"ada": b"document 1"}
+            assert [entry.users for entry in (await main.claim(p)).outbox] == [("ada",)]
             claim = await main.claim(p)
             assert await main.flip(p, claim.token, "aside", build.token) == CommitOutcome.OK
             assert await main.documents(p, ["ada", "bob"]) == [b"document 1", None]
@@ -126,7 +126,8 @@ async def _move(store: RedisStore, p: int, source: redis.Redis, target: redis.Re
     migrate(f"lv:{{{p}}}:v:{user}")
     assert await store.document(p, user) == b"document "
     assert await store.document(p, "nobody") is None
-    for asked in (store.claim(p), store.load(p, [user, "nobody"]), store.scan(p, "", 10)):
+    two = [user, "nobody"]
+    for asked in (store.documents(p, two), store.load(p, two), store.scan(p, "", 10)):
         with pytest.raises(StoreUnavailable, match="moves this partition's slot"):
             await asked
     migrate(*say(source, "CLUSTER GETKEYSINSLOT", moved, 100))
@@ -136,7 +137,7 @@ async def _move(store: RedisStore, p: int, source: redis.Redis, target: redis.Re
     for node in (target, source):
         say(node, "CLUSTER SETSLOT", moved, "NODE", there)
     assert await store.scan(p, "", 10) == ([user], "")
-    assert (await store.claim(p)).documents == {user: b"document "}
+    assert [entry.users for entry in (await store.claim(p)).outbox] == [(user,)]
 
 
 async def test_a_master_that_no_sentinel_knows_is_named(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
@@ -15,9 +15,10 @@ from featurestore.settings import FeatureSettings
 from featurestore.store import Claim
 from livevalue.embedded import Stack
 from scoring.errors import RegistryUnavailable
-from streams import topics
-from streams.errors import TopicError
+from streams import claim, topics
+from streams.errors import Fenced, TopicError
 from streams.logs import JsonFormatter
+from streams.publish import Publisher
 from streams.settings import KafkaSettings, Settings, WorkerSettings
 from streams.stores import Stores
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
@@ -205,6 +206,35 @@ async def test_a_registry_that_does_not_answer_is_asked_again(
     await owning.until(lambda: owner.ready)
     assert not owner.halted
     assert len(asked) >= 2
+
+
+async def test_what_an_outbox_names_is_read_in_pages_and_not_of_a_redis_that_went_back_meanwhile(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "_PAGE", 15)
+    owner = owning.own()
+    await owning.send(40)
+    await owning.settle()
+    before, real = owning.backing.snapshot(), owning.store.documents
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "_publish", lambda self: asyncio.Event().wait())
+        await owning.send(80)
+        await owning.until(lambda: owner.lag == 0 and owner.outbox_users >= 40)
+        await owner.close(drain=False)
+    pages = list[int]()
+
+    async def documents(partition: int, users: Sequence[str]) -> list[bytes | None]:
+        pages.append(len(users))
+        if len(pages) == 2:
+            owning.backing.restore(before)
+        return await real(partition, users)
+
+    monkeypatch.setattr(owning.store, "documents", documents)
+    owning.own()
+    await owning.settle()
+    assert pages[:3] == [15, 15, 10]
+    assert owning.metrics.irregular.labels(Fenced.__name__)._value.get() == 1
+    assert await owning.audit() == CLEAN
 
 
 async def test_a_topic_that_a_broker_does_not_know_of_for_a_moment_halts_nothing(
