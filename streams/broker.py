@@ -81,7 +81,9 @@ def translated(kafka: KafkaSettings) -> Iterator[None]:
             raise _silent(kafka, f"it closes the connection at the login{_PERHAPS}") from error
         raise _silent(kafka, "no answer") from error
     except driver.KafkaError as error:
-        kind = LogUnavailable if error.retriable else LogError
+        # -1 is whatever a broker did not foresee, as it does amid a start or an end.
+        passes = error.retriable or isinstance(error, driver.UnknownError)
+        kind = LogUnavailable if passes else LogError
         raise kind(f"the broker at {kafka.bootstrap} answers: {error}") from error
     except OSError as error:
         raise LogError(

@@ -62,6 +62,9 @@ class KafkaLog:
                 f"no broker answers at {self._kafka.bootstrap} ({type(error).__name__}): start it, "
                 "or set LIVEVALUE_KAFKA__BOOTSTRAP"
             ) from None
+        except BaseException:  # cancelled: its client would go on asking for metadata
+            await stop(self._consumer)
+            raise
         return self
 
     async def __aexit__(

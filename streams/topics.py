@@ -198,12 +198,14 @@ class TopicFound:
 
     epochs: of each partition's leadership; raised with each change of leader, and only then can a
     log lose what it had acknowledged.
-    compacted: whether its cleanup.policy says so, with `delete` or without.
+    compacted: whether its cleanup.policy says so, with `delete` or without. expires: whether it
+    says `delete`.
     """
 
     id: str
     epochs: tuple[int, ...]
     compacted: bool = False
+    expires: bool = False
 
     @property
     def partitions(self) -> int:
@@ -228,7 +230,9 @@ def _as_found(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, TopicFoun
 
 def _told(found: Mapping[str, _Topic]) -> dict[str, TopicFound]:
     return {
-        name: TopicFound(topic.id, topic.epochs, "compact" in topic.policies)
+        name: TopicFound(
+            topic.id, topic.epochs, "compact" in topic.policies, "delete" in topic.policies
+        )
         for name, topic in found.items()
     }
 
@@ -367,7 +371,7 @@ def _planned(kafka: KafkaSettings, found: Mapping[str, _Topic]) -> list[TopicPla
         if there is None:
             steps.append(topic)
             continue
-        must = topic.role in ("scores", "published") and "compact" not in there.policies
+        must = topic.role in ("scores", "published") and there.policies != {"compact"}
         steps.append(
             TopicPlan(
                 topic.name,
@@ -428,12 +432,14 @@ def outputs_amiss(kafka: KafkaSettings, there: Mapping[str, TopicFound]) -> list
                     f"{max(counts)}: {then}",
                 )
             )
-        if not there[name].compacted:
+        if not there[name].compacted or there[name].expires:
+            by_age = "is compacted, and deleted by age as well"
+            what = by_age if there[name].compacted else "is not compacted"
             problems.append(
                 Problem(
                     name,
-                    f"{name} is not compacted, so it would lose users' values or grow for ever: "
-                    "run `livevalue topics --apply`",
+                    f"{name} {what}, so it would lose users' values or grow for ever: run "
+                    "`livevalue topics --apply`",
                 )
             )
     if kafka.dlq in there and there[kafka.dlq].compacted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from kafka.admin import NewTopic  # type: ignore[import-untyped]
 
 from featurestore.store import Identity, Watermark
 from livevalue.embedded import Stack
-from streams import gap
+from streams import gap, kafkalog
 from streams.emit import Published
 from streams.errors import LogReset, LogTruncated, LogUnavailable
 from streams.gap import Bounds, LogReader
@@ -58,8 +59,13 @@ async def produce(stack: Stack, topic: TopicPartition, *steps: tuple[int, bool])
     await producer.stop()
 
 
+@pytest.mark.parametrize("of", [gap, kafkalog])
 async def test_a_reader_that_is_stopped_while_it_connects_leaves_no_connection(
-    topic: TopicPartition, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+    stack: Stack,
+    topic: TopicPartition,
+    reader: LogReader,
+    monkeypatch: pytest.MonkeyPatch,
+    of: ModuleType,
 ) -> None:
     """As a publisher is that reads dead letters again while its partition is given away."""
     began: list[Slow] = []
@@ -70,8 +76,14 @@ async def test_a_reader_that_is_stopped_while_it_connects_leaves_no_connection(
             began.append(self)
             await asyncio.sleep(60)
 
-    monkeypatch.setattr(gap, "AIOKafkaConsumer", Slow)
-    asking = asyncio.create_task(reader.bounds([topic]))
+    async def ask() -> None:
+        if of is gap:
+            await reader.bounds([topic])
+        else:
+            await kafkalog.KafkaLog(KafkaSettings(bootstrap=stack.bootstrap)).__aenter__()
+
+    monkeypatch.setattr(of, "AIOKafkaConsumer", Slow)
+    asking = asyncio.create_task(ask())
     while not began:
         await asyncio.sleep(0.01)
     asking.cancel()

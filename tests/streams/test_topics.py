@@ -6,16 +6,16 @@ import socket
 import time
 from typing import Any
 
+import kafka.errors as driver  # type: ignore[import-untyped]
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, NewTopic  # type: ignore[import-untyped]
-from kafka.errors import UnknownTopicOrPartitionError  # type: ignore[import-untyped]
 from kafka.net import manager  # type: ignore[import-untyped]
 
 from livevalue.embedded import Stack
 from livevalue.embedded.ports import free
 from streams import broker, topics
-from streams.errors import LogError, LogUnavailable, TopicError
+from streams.errors import LogError, LogUnavailable, StreamsError, TopicError
 from streams.settings import KafkaSettings, Settings
 
 
@@ -153,9 +153,15 @@ def test_a_compacted_source_that_is_accepted_passes_and_is_named(
     assert kept[settings.kafka.purchase].action == "keep"
 
 
-def test_apply_compacts_an_output_that_was_not(settings: Settings, admin: KafkaAdminClient) -> None:
-    admin.create_topics([NewTopic(settings.kafka.scores, 2, 1)])
-    assert any("not compacted" in problem.message for problem in topics.check(settings))
+@pytest.mark.parametrize(
+    ("policy", "said"), [("delete", "not compacted"), ("compact,delete", "deleted by age as well")]
+)
+def test_apply_compacts_an_output_that_was_not(
+    settings: Settings, admin: KafkaAdminClient, policy: str, said: str
+) -> None:
+    config = {"cleanup.policy": policy}
+    admin.create_topics([NewTopic(settings.kafka.scores, 2, 1, topic_configs=config)])
+    assert any(said in problem.message for problem in topics.check(settings))
     done = {step.name: step.action for step in topics.apply(settings)}
     assert done[settings.kafka.scores] == "compact"
     assert topics.check(settings) == []
@@ -236,6 +242,16 @@ def test_no_address_says_which_setting() -> None:
         topics.plan(Settings(kafka=KafkaSettings(bootstrap="")))
 
 
+def test_an_answer_that_no_broker_foresaw_is_asked_again(settings: Settings) -> None:
+    for error, kind in (
+        (driver.UnknownError, LogUnavailable),
+        (driver.InvalidTopicError, LogError),
+    ):
+        with pytest.raises(StreamsError) as caught, broker.translated(settings.kafka):
+            raise error
+        assert type(caught.value) is kind
+
+
 def test_a_topic_deleted_between_two_questions_is_missing_and_not_forbidden(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +261,7 @@ def test_a_topic_deleted_between_two_questions_is_missing_and_not_forbidden(
     def deleted_before(self: KafkaAdminClient, *args: Any, **said: Any) -> Any:
         try:
             self.delete_topics([gone])
-        except UnknownTopicOrPartitionError:
+        except driver.UnknownTopicOrPartitionError:
             pass
         return real(self, *args, **said)
 
