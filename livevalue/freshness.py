@@ -32,7 +32,9 @@ def asked(
 
     report: dict[str, Any] = {"runs": [], "comparisons": [], "notes": []}
     stales = parse_staleness(staleness)
-    log, report["notes"] = freshness.read(settings, src, options, progress)
+    question, notes = freshness.asked(settings, question)
+    log, left_out = freshness.read(settings, src, options, progress)
+    report["notes"] = [*left_out, *notes]
     if stales:
         report["staleness"] = freshness.fresh_and_stale(log, settings, question, stales, progress)
     if ages_days:

@@ -11,6 +11,7 @@ from scoring.judging import evaluation
 from scoring.judging.contenders import DAILY
 from scoring.judging.evaluation import Question, Report
 from scoring.judging.history import Log
+from scoring.judging.question import check_models
 from scoring.retraining.scan import check, scan
 from scoring.training.families import passed_over
 from scoring.training.trainable import SERVED, accepted
@@ -27,19 +28,24 @@ def evaluate(
     progress: Progress,
 ) -> Report:
     """Read the log once, then answer for each cut-off."""
-    question = trained_as(settings, question)
-    log, notes = read(settings, src, options, progress)
-    over = passed_over([DAILY.get(name, name) for name in question.models], question.training)
-    notes += [over] if over else []
+    question, notes = trained_as(settings, question)
+    log, left_out = read(settings, src, options, progress)
     report = evaluation.evaluate(log, question, settings.features, settings.kafka.sources, progress)
-    report.notes += notes
+    report.notes += [*left_out, *notes]
     return report
 
 
-def trained_as(settings: Settings, question: Question) -> Question:
-    """The question with the settings to train by; ScoringError where `served` cannot be so."""
+def trained_as(settings: Settings, question: Question) -> tuple[Question, list[str]]:
+    """The question with the settings to train by, and what to note of them.
+
+    Asked before a log is read, which may take long: ScoringError where `served` cannot be trained
+    so, or a model is unknown.
+    """
+    check_models(question.models)
     how = settings.training
-    return replace(question, training=accepted(how) if SERVED in question.models else how)
+    over = passed_over([DAILY.get(name, name) for name in question.models], how)
+    asked = replace(question, training=accepted(how) if SERVED in question.models else how)
+    return asked, [over] if over else []
 
 
 def read(

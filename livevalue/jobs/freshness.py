@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from livevalue.jobs.evaluating import Progress, read, trained_as
 from scoring.judging.anchored import anchored
+from scoring.judging.contenders import DEFAULT
 from scoring.judging.history import Log
+from scoring.judging.learned import askable
 from scoring.judging.question import Question
 from scoring.judging.staleness import Stale, staleness
 from streams.settings import Settings
 
-__all__ = ["fresh_and_stale", "read", "since_first_event"]
+__all__ = ["asked", "fresh_and_stale", "read", "since_first_event"]
+
+
+def asked(settings: Settings, question: Question) -> tuple[Question, list[str]]:
+    """As `trained_as`; of the models those that can be asked at any instant, BadQuestion if none.
+
+    Who names others is told so; those of the default set are left out without a word.
+    """
+    question, notes = trained_as(settings, question)
+    models = askable(question.models)
+    others = [name for name in question.models if name not in models]
+    if others and question.models != DEFAULT:
+        notes.append(f"{' and '.join(others)} cannot be asked at any instant: left out")
+    return replace(question, models=models), notes
 
 
 def fresh_and_stale(
@@ -21,7 +37,7 @@ def fresh_and_stale(
     """Rows of `staleness`."""
     return staleness(
         log,
-        trained_as(settings, question),
+        question,
         stales,
         settings.features,
         settings.kafka.sources,
@@ -35,7 +51,7 @@ def since_first_event(
     """Rows of `lifetime`."""
     return anchored(
         log,
-        trained_as(settings, question),
+        question,
         ages_days,
         settings.features,
         settings.kafka.sources,

@@ -23,6 +23,7 @@ __all__ = [
     "Ints",
     "Population",
     "Question",
+    "check_models",
     "check_question",
     "choose_cutoffs",
     "net_horizons",
@@ -77,13 +78,18 @@ class Case:
         return cls(log, history, question, features, sources)
 
 
-def check_question(history: History, question: Question) -> None:
-    """Refuse what the log cannot answer, in words that say what it can."""
-    unknown = [name for name in question.models if name not in model_names()]
+def check_models(models: Sequence[str]) -> None:
+    """Refuse a name that no model has; needs no log."""
+    unknown = [name for name in models if name not in model_names()]
     if unknown:
         raise BadQuestion(
             f"no model is called {unknown[0]!r}; there are {', '.join(model_names())}"
         )
+
+
+def check_question(history: History, question: Question) -> None:
+    """Refuse what the log cannot answer, in words that say what it can."""
+    check_models(question.models)
     if not len(history.user):
         raise BadQuestion("the log holds no event of a known user: check --columns")
     label, longest = question.label_days, max(question.horizons_days)

@@ -154,6 +154,16 @@ def test_settings_that_a_family_does_not_take_are_told(ask: Ask, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize("kind", [(), ("--staleness", "1h"), ("--anchor", "first_event")])
+def test_what_needs_no_log_is_refused_before_one_is_read(ask: Ask, kind: tuple[str, ...]) -> None:
+    words = ("evaluate", "nowhere.csv", *ASKED, *kind, "--models")
+    refused(ask(*words, "prior,oracle"), "no model is called 'oracle'")
+    if kind:
+        refused(ask(*words, "pareto_gg"), "name one of served, mingru")
+    told = {"LIVEVALUE_TRAINING__FAMILY": "linear", "LIVEVALUE_TRAINING__OPTIMIZER": "sgd"}
+    refused(ask(*words, "served", **told), "'linear' does not take what is set of training.opt")
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(ask: Ask, tmp_path: Path) -> None:
     write(tmp_path / "shop.csv", orders())
     said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--html", "no/such/folder/page.html")

@@ -42,6 +42,17 @@ def test_staleness_and_lifetime_are_rows_of_the_json_and_tables_for_people(
         assert word in done.err + done.out
 
 
+def test_what_is_left_out_or_trained_otherwise_is_noted(tmp_path: Path, ask: Ask) -> None:
+    shop, out = write_shop(tmp_path / "shop.csv"), tmp_path / "out.json"
+    words = (*ASKED[:-1], "linear,rfm", "--staleness", "1d", "--json", str(out))
+    done = ask("evaluate", shop, *SHOP, *words, LIVEVALUE_TRAINING__OPTIMIZER="sgd")
+    assert done.code == 0, done.err
+    notes = json.loads(out.read_text())["notes"]
+    assert "linear does not take training.optimizer: trained without" in notes
+    assert "rfm cannot be asked at any instant: left out" in notes
+    assert "rfm cannot be asked" in done.out + done.err
+
+
 def test_what_is_no_span_ends_with_an_example(tmp_path: Path, ask: Ask) -> None:
     shop = write_shop(tmp_path / "shop.csv")
     done = ask("evaluate", shop, *SHOP, *ASKED, "--staleness", "1w")
