@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 ORDER = 56
 _SHOWN = 8  # best trials in the table
+# What is searched -> heading and format, narrow: a terminal has 80 columns.
+_SEARCHED = {
+    "width": ("width", "d"),
+    "epochs": ("epochs", "d"),
+    "users_per_batch": ("users", "d"),
+    "rate": ("rate", ".2g"),
+    "decay": ("decay", ".2g"),
+    "dropout": ("dropout", ".2f"),
+    "event_dropout": ("events", ".2g"),
+    "time_jitter_days": ("jitter", ".2g"),
+    "cutoff_dropout": ("cuts", ".2g"),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -49,9 +62,16 @@ def tune(
 ) -> None:
     """Search better training settings, judged on the newest mature cut-offs before T.
 
-    Trial 0 is the settings in force, so that you see what tuning brings. Ctrl-C stops it; the
-    same command goes on, though the log has grown. Keep what comes after T to judge the result
-    with `livevalue evaluate`.
+    Trial 0 is the settings in force, so that you see what tuning brings. Width, epochs, users of a
+    batch, learning rate, decay, dropout and the augmentation (events left out, days of jitter,
+    cut-offs left out) are searched, as far as the family takes them. Ctrl-C stops it; the same
+    command goes on, though the log has grown. Keep what comes after T to judge the result with
+    `livevalue evaluate`.
+
+    The teachers of training.teachers speak once, before trial 0, and every trial learns from them.
+
+    Refused, with exit code 1: a family that is no net, settings that it does not take, a journal of
+    another log or search, and every log that `livevalue retrain` refuses.
 
     Example:  livevalue tune orders.csv --until 2011-06-01 --trials 30
     """
@@ -108,6 +128,7 @@ def _interrupted(error: BaseException) -> bool:
 def _show(tuned: Tuned, out: Output) -> None:
     """The best trials and the one in force, what it brings, and what to paste."""
     from featurestore import times
+    from scoring.training.families import takes
 
     pruned = sum(one.ngini is None for one in tuned.trials)
     cutoffs = ", ".join(times.text(ms)[:10] for ms in tuned.validation_ms)
@@ -120,9 +141,11 @@ def _show(tuned: Tuned, out: Output) -> None:
     shown = ranked[:_SHOWN]
     if tuned.default not in shown:
         shown.append(tuned.default)
+    taken = takes(tuned.default.settings)
+    searched = [name for name in _SEARCHED if name in taken]
     out.table(
-        ("trial", "nGini", "width", "epochs", "users", "rate", "decay", "dropout", "seconds"),
-        (_row(one, tuned) for one in shown),
+        ("trial", "nGini", *(_SEARCHED[name][0] for name in searched), "seconds"),
+        (_row(one, tuned, searched) for one in shown),
     )
     if tuned.best.number == tuned.default.number:
         out.say("nothing tried ranks better than the settings in force: keep them")
@@ -142,17 +165,12 @@ def _show(tuned: Tuned, out: Output) -> None:
     out.say(tuned.toml())
 
 
-def _row(one: Tried, tuned: Tuned) -> tuple[object, ...]:
-    how = one.settings
+def _row(one: Tried, tuned: Tuned, searched: Sequence[str]) -> tuple[object, ...]:
+    found = ((getattr(one.settings, name), _SEARCHED[name][1]) for name in searched)
     mark = " (in force)" if one.number == tuned.default.number else ""
     return (
         f"{one.number}{mark}",
         "–" if one.ngini is None else f"{one.ngini:.4f}",
-        how.width,
-        how.epochs or "–",
-        how.users_per_batch,
-        f"{how.rate:.2g}",
-        f"{how.decay:.2g}",
-        f"{how.dropout:.2f}",
+        *("–" if value is None else f"{value:{form}}" for value, form in found),
         f"{one.seconds:.1f}",
     )
