@@ -108,18 +108,9 @@ class Work:
         return Folded(examples, plan, grids)
 
     def candidate(self, recipe: Recipe, folded: Folded) -> Candidate:
-        """The recipe fitted to all that is known, with its figures.
-
-        TooLittleData where a horizon has hardly a label: its head would serve as it was drawn.
-        """
+        """The recipe fitted to all that is known, with its figures."""
         learned = folded.learned(recipe)
-        if learned.scarce:
-            raise TooLittleData(
-                f"each horizon needs {LEAST_USERS} users with a mature label, there are"
-                f" {learned.scarce}: give a longer log, or predict less far"
-                " (LIVEVALUE_MODEL__HORIZONS_DAYS and LIVEVALUE_MODEL__HEADLINE). The log begins on"
-                f" {times.text(self.summary.start_ms)[:10]}: if that is a stray date, take it out"
-            )
+        refuse_scarce(learned)
         fitted = fit(learned, recipe, unit=self.unit, progress=self.tell)
         made, apart = fitted.whole, fitted.apart()
         taught = self.settings.origin_teachers
@@ -291,6 +282,17 @@ def fold_log(
         done += batch.size
         tell("fold", done, summary.events)
     return builder.finish()
+
+
+def refuse_scarce(learned: Examples) -> None:
+    """TooLittleData where a horizon has hardly a label: its head would serve as it was drawn."""
+    if learned.scarce:
+        raise TooLittleData(
+            f"each horizon needs {LEAST_USERS} users with a mature label, there are"
+            f" {learned.scarce}: give a longer log, or predict less far"
+            " (LIVEVALUE_MODEL__HORIZONS_DAYS and LIVEVALUE_MODEL__HEADLINE). The log begins on"
+            f" {times.text(learned.log_start_ms)[:10]}: if that is a stray date, take it out"
+        )
 
 
 def _column(rows: Examples, headline: int) -> int:

@@ -24,7 +24,7 @@ from featurestore.fold_settings import FoldSettings
 from featurestore.settings import FeatureSettings
 from featurestore.wording import counted
 from scoring.errors import TooLittleData
-from scoring.retraining.candidate import fold_log
+from scoring.retraining.candidate import fold_log, refuse_scarce
 from scoring.retraining.journal import Journal
 from scoring.retraining.origins import trimmed
 from scoring.retraining.scan import LogSummary, check, scan
@@ -101,6 +101,7 @@ def prepare(
     horizons_s = tuple(days * DAY_S for days in model.horizons_days)
     before = _until(log(), view.until_ms)
     examples = fold_log(before, view.summary, features, sources, horizons_s, settings, progress)
+    refuse_scarce(examples)
     if not examples.between.any():
         raise TooLittleData("the log holds no positive value event to predict: check what is value")
     lateness_ms = int(FoldSettings.of(features, sources).lateness_ms.max())

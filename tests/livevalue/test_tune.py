@@ -206,6 +206,9 @@ def test_what_retrain_refuses_is_not_tuned(
         (line,) = [one for one in capsys.readouterr().err.splitlines() if "livevalue: " in one]
         return line
 
+    monkeypatch.setenv("LIVEVALUE_MODEL__HORIZONS_DAYS", "[7, 300]")
+    assert "users with a mature label, there are 0 for 300 days: give a longer" in refused(rows)
+    monkeypatch.setenv("LIVEVALUE_MODEL__HORIZONS_DAYS", "[7]")
     every = [f"{row},{'USD' if n % 3 else 'EUR'}" for n, row in enumerate(rows)]
     assert "the log mixes currencies" in refused(every, f"{head},currency")
     assert "check SRC" in refused([])

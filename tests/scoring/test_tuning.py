@@ -312,16 +312,19 @@ def test_a_log_too_short_for_the_headline_is_judged_on_a_shorter_horizon() -> No
 
 
 def test_what_cannot_be_tuned_says_why() -> None:
-    def refused(log: Log, until_ms: int | None = None) -> str:
+    def refused(log: Log, until_ms: int | None = None, model: ModelSettings = MODEL) -> str:
         kept = list(log)
         with pytest.raises(TooLittleData) as found:
-            prepare(lambda: kept, MODEL, FeatureSettings(), ["s0"], until_ms)
+            prepare(lambda: kept, model, FeatureSettings(), ["s0"], until_ms)
         return str(found.value)
 
     user, time_ms, micro = shop(60, 240)
     assert "check --until" in refused(log(), START_MS)
     assert "no cut-off" in refused(batches(*shop(60, 9)))
-    assert "training cut-off" in refused(batches(*shop(60, 20)))
+    # As retrain: a horizon that nobody teaches.
+    assert "there are 0 for 30 days: give a longer log" in refused(batches(*shop(60, 20)))
+    week = ModelSettings(horizons_days=(7,), headline="d7")
+    assert "training cut-off" in refused(batches(*shop(60, 20)), model=week)
     assert "amounts are refunds" in refused(batches(user, time_ms, -np.abs(micro)))
     assert "of one user alone" in refused(batches(user * 0, time_ms, micro))
     assert "have the same value" in refused(batches(user, time_ms, micro * 0 + 10**7))
