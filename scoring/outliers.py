@@ -1,16 +1,17 @@
 """Outliers: values beyond the bounds that training fitted, which a model reads as the bound.
 
-The bounds are the family's (`CLIP` of scoring.zoo.nets, `Scaling` of scoring.zoo.two_part) and part
-of what it serves. The manifest names them in the units of the features (`bounds` of `params`), so
-that rows of training and users who are scored are counted by the same rule; counting changes no
-value. Families without bounds of their own have none: trees, the prior, a blend (its members have).
+The bounds are the family's and part of what it serves: `CLIP` of scoring.zoo.nets, `Scaling` of
+scoring.zoo.two_part, of trees the ends of what training saw, of a blend its members' closest. The
+manifest names them in the units of the features (`bounds` of `params`), so that rows of training
+and users who are scored are counted by the same rule; counting changes no value. The prior, which
+nobody taught, has none.
 
 Shapes: U users or rows, F features that a generation reads. Loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,20 @@ def bounds(
     return {
         BOUNDS: {n: [float(f"{x:.6g}") for x in pair] for n, pair in zip(names, pairs, strict=True)}
     }
+
+
+def closest(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Of the params of several models, for one of them all: beyond it one of them reads a bound.
+
+    >>> closest([{"bounds": {"orders": [0.0, 9.0]}}, {"bounds": {"orders": [1.0, 12.0]}}, {}])
+    {'bounds': {'orders': [1.0, 9.0]}}
+    """
+    made: dict[str, list[float]] = {}
+    for params in found:
+        for name, (low, high) in params.get(BOUNDS, {}).items():
+            least, most = made.get(name, (low, high))
+            made[name] = [max(low, least), min(high, most)]
+    return {BOUNDS: made} if made else {}
 
 
 @dataclass(slots=True)

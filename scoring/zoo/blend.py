@@ -28,6 +28,7 @@ from scoring.generation import load as load_generation
 from scoring.heads import Z90, Mixture, prediction
 from scoring.inputs import FEATURE_NAMES
 from scoring.interface import Floats, Prediction, ValueModel
+from scoring.outliers import closest
 
 MEMBER = "member.json"  # a member's manifest, which may not bear the name of the blend's own
 _LEAST = np.float32(1e-30)
@@ -100,6 +101,7 @@ def generation(members: Sequence[Generation]) -> Generation:
             "params": {
                 "members": [m.manifest.family for m in members],
                 "parameters": sum(parameters(m) or 0 for m in members),
+                **closest([m.manifest.params for m in members]),
             },
             "calibration": {},
             "metrics": {},

@@ -29,6 +29,7 @@ from scoring.errors import ScoringError, TooLittleData
 from scoring.generation import Generation, Manifest, build
 from scoring.heads import mixture, prediction
 from scoring.interface import Floats, Prediction
+from scoring.outliers import bounds
 from scoring.serving import Lazy, run_chunked, weights
 from scoring.training.examples import Examples
 from scoring.zoo import two_part
@@ -101,9 +102,11 @@ def train(
 
     def fitted(manifest: Manifest, rows: Examples) -> Generation:
         keep = two_part.learnable(rows)
-        checked = held_out(rows, seed)
-        forest = fit(rows.features[:, keep], Labels.of(rows), checked, rounds, seed)
-        return generation(manifest, keep, forest)
+        x = rows.features[:, keep]
+        forest = fit(x, Labels.of(rows), held_out(rows, seed), rounds, seed)
+        seen = bounds(two_part.named(keep), x.min(0), x.max(0))  # no threshold lies beyond
+        params = {**manifest.params, **seen}
+        return generation(manifest.model_copy(update={"params": params}), keep, forest)
 
     params = {"rounds": rounds, "seed": seed}
     return two_part.train("gbm", examples, fitted, params, calibrated)
