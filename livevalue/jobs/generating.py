@@ -14,9 +14,10 @@ from livevalue.output import Refused
 from livevalue.rejections import readings
 from livevalue.sources import KAFKA, FileOptions, Source
 from scoring import cost
-from scoring.errors import GenerationError
+from scoring.errors import GenerationError, RegistryError, RegistryUnavailable
 from scoring.generation import Generation, unservable
 from scoring.inputs import readable
+from scoring.registry import Registry
 from scoring.retraining import retrain as job
 from scoring.training.trainable import accepted
 from streams.errors import Stale
@@ -85,7 +86,8 @@ async def promote(
         full = await registry.resolve(name)
         made = await registry.get(full)
         fits(made, settings)
-        active = (await stores.pipeline_for(0)).store
+        # By its name: what serves may be the very generation whose files are damaged.
+        active = stores.store(await stores.store().active(0) or "")
         other = stores.store(store_name(full))
         if active.name != other.name:
             await build_aside(settings, active, other, made, base, options, told, progress)
@@ -197,6 +199,8 @@ async def retrain(
             if found["drifted"] is False:
                 return _unmoved(found, drifted_beyond, source, moved)
             told(f"drift: {found['reason'] or found['psi']}")
+        if serve:
+            await _loadable(registry)
         report = await job.retrain(
             readings(source),
             settings.model,
@@ -219,6 +223,26 @@ async def retrain(
         return facts
     finally:
         await stores.close()
+
+
+async def _loadable(registry: Registry) -> None:
+    """Refused where the champion's files are damaged or of another version.
+
+    There is nothing then that a candidate could be held against, so none takes its place unasked.
+    """
+    champion = await registry.champion()
+    if champion is None:
+        return
+    try:
+        await registry.get(champion)
+    except RegistryUnavailable:
+        raise  # that may pass
+    except (RegistryError, GenerationError) as error:
+        raise Refused(
+            f"the champion {champion[:12]} cannot be loaded, so it stays and nothing is compared"
+            f" with it ({error}). `livevalue promote G` lets another serve; `livevalue retrain"
+            " --publish-only` makes one"
+        ) from error
 
 
 async def _drift(settings: Settings, beyond: float) -> dict[str, Any]:

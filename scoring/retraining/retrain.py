@@ -33,7 +33,7 @@ from featurestore.settings import FeatureSettings
 from featurestore.vector import TOKENS
 from featurestore.wording import counted
 from scoring import checks
-from scoring.errors import RegistryError, ScoringError, TooLittleData
+from scoring.errors import RegistryError, RegistryUnavailable, ScoringError, TooLittleData
 from scoring.generation import Generation, prior
 from scoring.inputs import FEATURE_NAMES
 from scoring.registry import Registry
@@ -136,6 +136,8 @@ async def _champion(registry: Registry, champion: str | None) -> tuple[Generatio
         return None, ""
     try:
         return await registry.get(champion), ""
+    except RegistryUnavailable:
+        raise  # no reason to pass the gate: its files may be there in a minute
     except (RegistryError, ScoringError) as error:
         return None, str(error)
 

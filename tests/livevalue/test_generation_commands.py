@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ pytest.importorskip("torch", reason="torch is in the extra `train`")
 from livevalue.embedded import Stack
 from scoring.retraining.settings import RetrainSettings
 from scoring.settings import TrainingSettings
+from streams.settings import Settings
+from streams.stores import Stores
 from tests.e2e.deployment import Deployment, environment
 from tests.livevalue.asking import Ask, ask
 from tests.parity.nasty import Sent
@@ -120,3 +123,16 @@ def test_a_retrained_generation_comes_to_serve_and_goes_again(
         swept(deployment, made["generation"])
         assert command(deployment, "verify")["different"] == 0
         assert "names 0 generations" in command(deployment, "promote", "0" * 12, code=1)["said"]
+        # The files of what serves are damaged: another can be promoted all the same.
+        asyncio.run(_damage(settings, made["generation"]))
+        assert "cannot be loaded, so it stays" in retrain(code=1)["said"]
+        assert command(deployment, "promote", prior)["before"] == made["generation"]
+        swept(deployment, prior)
+
+
+async def _damage(settings: Settings, generation: str) -> None:
+    stores = Stores(settings)
+    try:
+        await stores.store().put_blob(f"generations/{generation}/manifest.json", b"{}")
+    finally:
+        await stores.close()

@@ -252,6 +252,28 @@ def test_a_file_that_does_not_match_its_checksum_is_not_promoted(
     assert _serves(tmp_path) == champion
 
 
+def test_a_champion_that_cannot_be_loaded_stays_until_somebody_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    from livevalue.demo.bundled import bundled
+
+    made = asyncio.run(_published(tmp_path, bundled(), promote=True))
+    name = next(iter(bundled().manifest.sha256))
+    file = tmp_path / "registry" / "generations" / made / name
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in _orders()))
+    quick = {"LIVEVALUE_RETRAIN__ORIGINS": "0", "LIVEVALUE_TRAINING__FAMILY": "linear"}
+    done = _command(tmp_path, "retrain", str(log), **quick)
+    assert done.returncode == 1, done.stderr + done.stdout
+    assert f"the champion {made[:12]} cannot be loaded, so it stays" in done.stderr
+    assert f"{name} does not match its SHA-256" in done.stderr
+    assert "livevalue promote G" in done.stderr and "fold" not in done.stderr
+    done = _command(tmp_path, "retrain", str(log), "--publish-only", **quick)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert _serves(tmp_path) == made
+
+
 @pytest.mark.parametrize("scheme", ["http", "ftp", "s3"])
 def test_a_registry_that_cannot_be_used_is_said_in_one_line_without_its_login(
     tmp_path: Path, scheme: str

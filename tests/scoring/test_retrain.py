@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
-from scoring.generation import prior  # noqa: E402
-from scoring.registry import Registry  # noqa: E402
+from scoring.errors import RegistryUnavailable  # noqa: E402
+from scoring.generation import MANIFEST, prior  # noqa: E402
+from scoring.registry import FileBlobs, Registry  # noqa: E402
 from scoring.retraining.retrain import RetrainReport, retrain  # noqa: E402
 from scoring.retraining.scan import scan  # noqa: E402
 from scoring.retraining.settings import RetrainSettings  # noqa: E402
@@ -136,6 +137,29 @@ async def test_another_recipe_without_an_origin_is_judged_by_users_it_was_made_w
     assert (against["how"], against["same_recipe"]) == ("files", False)
     assert against["judged"] == "users held out, 3 cut-offs"
     assert against["users"] < 900 / 2
+
+
+class _Flaky(FileBlobs):
+    """A bucket that does not answer when the first manifest is read, and then does."""
+
+    answers = False
+
+    async def blob(self, key: str) -> bytes | None:
+        if key.endswith(MANIFEST) and not self.answers:
+            self.answers = True
+            raise RegistryUnavailable("no answer")
+        return await super().blob(key)
+
+
+async def test_a_registry_that_does_not_answer_lets_nobody_through_the_gate(
+    tmp_path: Path,
+) -> None:
+    registry = Registry.at(str(tmp_path))
+    champion = await registry.publish(prior(ModelSettings()))
+    await registry.promote(champion)
+    with pytest.raises(RegistryUnavailable):
+        await run(Registry(_Flaky(str(tmp_path))))
+    assert await registry.champion() == champion
 
 
 async def test_publishing_without_promoting_leaves_the_champion(tmp_path: Path) -> None:
