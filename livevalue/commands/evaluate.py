@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -132,8 +133,20 @@ def evaluate(
         return
     if not src or not as_of:
         raise typer.BadParameter("SRC and --as-of are needed, as in the example of --help")
-    if label_horizon and (staleness or anchor):
-        raise typer.BadParameter("--label-horizon goes with neither --staleness nor --anchor")
+    moments = tuple(dict.fromkeys(moment_ms(text) for text in as_of.split(",") if text))
+    horizons = tuple(dict.fromkeys(parse_days(text) for text in horizon.split(",") if text))
+    if not moments or not horizons:
+        raise typer.BadParameter("--as-of and --horizon need one moment and one span at least")
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise typer.BadParameter(f"--threshold {threshold:g} tells nobody apart: give one above 0")
+    if staleness or anchor:
+        given = {
+            "--label-horizon": bool(label_horizon),
+            "--threshold": threshold is not None,
+            "--seeds": seeds > 1,
+        }
+        for name in (name for name, there in given.items() if there):
+            raise typer.BadParameter(f"{name} goes with neither --staleness nor --anchor")
     if html is not None and (staleness or anchor):
         raise typer.BadParameter(
             "--html goes with neither --staleness nor --anchor: ask for those with --json FILE, "
@@ -141,8 +154,8 @@ def evaluate(
         )
     named = (name.strip().replace("-", "_") for name in models.split(","))
     question = Question(
-        as_of_ms=tuple(moment_ms(text) for text in as_of.split(",") if text),
-        horizons_days=tuple(parse_days(text) for text in horizon.split(",") if text),
+        as_of_ms=moments,
+        horizons_days=horizons,
         models=tuple(dict.fromkeys(name for name in named if name)) or DEFAULT,
         cutoffs_ms=parse_cutoffs(train_cutoffs) if train_cutoffs else None,
         label_days=parse_days(label_horizon) if label_horizon else None,

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from livevalue.jobs.evaluating import Progress, read, trained_as
-from scoring.judging.anchored import anchored
+from scoring.judging.anchored import LEAST, anchored
 from scoring.judging.contenders import DEFAULT
 from scoring.judging.history import Log
 from scoring.judging.learned import askable
-from scoring.judging.question import Question
+from scoring.judging.question import BadQuestion, Question
 from scoring.judging.staleness import Stale, staleness
 from streams.settings import Settings
 
@@ -34,8 +34,8 @@ def asked(settings: Settings, question: Question) -> tuple[Question, list[str]]:
 def fresh_and_stale(
     log: Log, settings: Settings, question: Question, stales: Sequence[Stale], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Rows of `staleness`."""
-    return staleness(
+    """Rows of `staleness`; BadQuestion where there are none."""
+    rows = staleness(
         log,
         question,
         stales,
@@ -43,13 +43,19 @@ def fresh_and_stale(
         settings.kafka.sources,
         lambda stage: progress(stage, 0, None),
     )
+    if not rows:
+        raise BadQuestion(
+            "nobody who could be scored after --as-of spent anything in a whole window of the log:"
+            " take an earlier --as-of, a shorter --horizon or another --population"
+        )
+    return rows
 
 
 def since_first_event(
     log: Log, settings: Settings, question: Question, ages_days: Sequence[float], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Rows of `lifetime`."""
-    return anchored(
+    """Rows of `lifetime`; BadQuestion where there are none."""
+    rows = anchored(
         log,
         question,
         ages_days,
@@ -57,3 +63,9 @@ def since_first_event(
         settings.kafka.sources,
         lambda stage: progress(stage, 0, None),
     )
+    if not rows:
+        raise BadQuestion(
+            f"fewer than {LEAST} users who spent reach one of the --ages after --as-of, before a"
+            " --horizon that ends within the log: take an earlier --as-of, or younger --ages"
+        )
+    return rows

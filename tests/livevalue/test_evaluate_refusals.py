@@ -50,6 +50,14 @@ def test_a_horizon_that_hardly_anybody_teaches_is_not_judged(ask: Ask, tmp_path:
     refused(said, "needs 10 users", "there are 4 for 7 days, 4 for 30 days", "--train-cutoffs")
 
 
+def test_what_is_asked_twice_is_answered_once(ask: Ask, tmp_path: Path) -> None:
+    write(tmp_path / "shop.csv", orders())
+    words = ("--as-of", "2024-05-01,2024-05-01T00:00:00Z", "--horizon", "30d,30d")
+    said = ask("evaluate", "shop.csv", *ASKED, *words, *FAST, "--json", "found.json")
+    assert said.code == 0, said.err
+    assert len(json.loads((tmp_path / "found.json").read_text())["runs"]) == 2
+
+
 def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> None:
     """The log of the refusals below, without what they spoil."""
     write(tmp_path / "shop.csv", orders())
@@ -187,6 +195,12 @@ def test_a_file_that_is_not_there_and_a_question_without_a_moment(ask: Ask) -> N
         (("--html", "report.html", "--staleness", "1h"), "--html goes with neither"),
         (("--html", "report.html", "--anchor", "first_event"), "--html goes with neither"),
         (("--as-of", "yesterday"), "no date or time"),
+        (("--as-of", ","), "one moment and one span at least"),
+        (("--horizon", ","), "one moment and one span at least"),
+        (("--threshold", "0"), "give one above 0"),
+        (("--threshold", "nan"), "give one above 0"),
+        (("--threshold", "5", "--staleness", "1h"), "--threshold goes with neither"),
+        (("--seeds", "2", "--anchor", "first_event"), "--seeds goes with neither"),
     ],
 )
 def test_wrong_words_are_wrong_usage(

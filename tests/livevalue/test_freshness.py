@@ -53,6 +53,17 @@ def test_what_is_left_out_or_trained_otherwise_is_noted(tmp_path: Path, ask: Ask
     assert "rfm cannot be asked" in done.out + done.err
 
 
+def test_a_question_that_nobody_of_the_log_answers_is_refused(tmp_path: Path, ask: Ask) -> None:
+    shop = write_shop(tmp_path / "shop.csv")
+    done = ask("evaluate", shop, *SHOP, *ASKED, "--anchor", "first_event", "--ages", "900d")
+    assert done.code == 1
+    assert "fewer than 20 users who spent reach one of the --ages" in done.err
+    words = (*ASKED, "--staleness", "1h", "--population", "prospects")
+    done = ask("evaluate", shop, *SHOP, *words)
+    assert done.code == 1
+    assert "another --population" in done.err
+
+
 def test_what_is_no_span_ends_with_an_example(tmp_path: Path, ask: Ask) -> None:
     shop = write_shop(tmp_path / "shop.csv")
     done = ask("evaluate", shop, *SHOP, *ASKED, "--staleness", "1w")
