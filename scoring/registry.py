@@ -116,7 +116,8 @@ class Entry:
 
     id: str
     champion: bool
-    manifest: Manifest
+    manifest: Manifest | None  # None: it cannot be read
+    damaged: str = ""  # and why
 
 
 class Registry:
@@ -192,10 +193,17 @@ class Registry:
         return ids[-2]
 
     async def ls(self) -> list[Entry]:
-        """All published generations, in the order published."""
+        """All published generations, in the order published; a damaged one hides no other."""
         champion = await self.champion()
-        ids = await self._ids(_INDEX)
-        return [Entry(i, i == champion, await self._manifest(i)) for i in ids]
+        return [await self._entry(i, i == champion) for i in await self._ids(_INDEX)]
+
+    async def _entry(self, full: str, champion: bool) -> Entry:
+        try:
+            return Entry(full, champion, await self._manifest(full))
+        except RegistryUnavailable:
+            raise
+        except (RegistryError, GenerationError) as error:
+            return Entry(full, champion, None, str(error))
 
     async def _manifest(self, full: str) -> Manifest:
         raw = await self._blobs.blob(f"{_ROOT}/{full}/{MANIFEST}")

@@ -177,13 +177,16 @@ def ls(json: Json = None) -> None:
             (
                 g["id"][:12],
                 "yes" if g["champion"] else "",
-                g["family"],
+                g["family"] or "damaged",
                 _day(g["trained_until_ms"]),
-                ", ".join(g["seen_types"]),
+                ", ".join(g["seen_types"] or ()),
             )
             for g in facts["generations"]
         ),
     )
+    for one in facts["generations"]:
+        if "damaged" in one:
+            out.say(one["damaged"])
     out.result(facts)
 
 

@@ -45,7 +45,11 @@ async def list_generations(settings: Settings) -> dict[str, Any]:
                 {
                     "id": entry.id,
                     "champion": entry.champion,
-                    **entry.manifest.model_dump(mode="json", include=_SHOWN),
+                    **(
+                        entry.manifest.model_dump(mode="json", include=_SHOWN)
+                        if entry.manifest is not None
+                        else {**dict.fromkeys(_SHOWN), "damaged": entry.damaged}
+                    ),
                 }
                 for entry in await stores.registry().ls()
             ]

@@ -232,6 +232,13 @@ def test_a_damaged_generation_is_not_promoted(
     assert done.returncode == 1
     assert said in done.stderr
     assert _serves(tmp_path) == champion
+    listed = _command(tmp_path, "generations", "ls", "--json", "found.json")
+    assert listed.returncode == 0, listed.stderr
+    shown = json.loads((tmp_path / "found.json").read_text())["generations"]
+    assert [one["id"] for one in shown] == [champion, made]
+    hurt = said == "not one of this version"
+    assert ("damaged" in shown[1], shown[1]["family"] is None) == (hurt, hurt)
+    assert (f"generation {made[:12]} is not one of this version" in listed.stdout) is hurt
     gone = _command(tmp_path, "promote", "0" * 12)
     assert gone.returncode == 1
     assert "names 0 generations" in gone.stderr
