@@ -17,6 +17,7 @@ from scoring.training.families import passed_over
 from scoring.training.trainable import SERVED, accepted
 from streams.settings import Settings
 
+ARRIVALS = "the log holds no arrival times: events count as arrived at once"
 Progress = Callable[[str, int, int | None], None]  # what is being done, steps done, in all
 
 
@@ -51,14 +52,15 @@ def trained_as(settings: Settings, question: Question) -> tuple[Question, list[s
 def read(
     settings: Settings, src: Sequence[str], options: FileOptions, progress: Progress
 ) -> tuple[Log, list[str]]:
-    """The log, and what of it was left out; what nothing can be learned from is refused."""
+    """The log, and what to note of it; what nothing can be learned from is refused."""
     source = Source(src, settings, options)
-    log, taken = [], 0
+    log, taken, arrived = [], 0, False
     for partition, batch in source.batches():
         log.append((partition, batch))
         taken += batch.size
+        arrived = arrived or bool((batch.log_ms > batch.events["time_ms"]).any())
         progress("reading the log, events", taken, None)
     left_out = source.rejections()
     refuse_mixed(left_out, taken)
     check(scan(log), flat_prices=settings.retrain.flat_prices)
-    return log, list(lines(left_out))
+    return log, [*([] if arrived else [ARRIVALS]), *lines(left_out)]

@@ -39,8 +39,6 @@ from scoring.training.trainable import SERVED, TRAINED, Ask, Made
 Bools = npt.NDArray[np.bool_]
 Progress = Callable[[str], None]  # what is being done
 
-ARRIVALS = "the log holds no arrival times: events count as arrived at once"
-
 
 class Judge:
     """Everything at one cut-off."""
@@ -121,8 +119,6 @@ class Judge:
         kind, training = TRAINED[model], self._question.training
         rows = self._point_in_time(daily)
         examples = rows.training if kind.trains else None
-        if kind.trains and rows.delay_ms == 0 and ARRIVALS not in self.notes:
-            self.notes.append(ARRIVALS)
         horizons = net_horizons(self._question.horizons_days)
         for seed in range(self._question.seeds if kind.seeded else 1):
             began = time.perf_counter()

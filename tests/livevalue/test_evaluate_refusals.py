@@ -66,6 +66,14 @@ def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> 
     found = json.loads((tmp_path / "found.json").read_text())
     assert [run["model"] for run in found["runs"]] == ["past_spend", "pareto_gg"]
     assert found["runs"][0]["population"] == "buyers"
+    assert found["notes"] == ["the log holds no arrival times: events count as arrived at once"]
+    rows = [
+        (u, d, f"{a},{(BEGIN + timedelta(days=d, hours=2)).isoformat()}") for u, d, a in orders()
+    ]
+    write(tmp_path / "shop.csv", rows, "user_id,event_time,amount,log_time")
+    said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--json", "found.json")
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "found.json").read_text())["notes"] == []
 
 
 @pytest.mark.parametrize(

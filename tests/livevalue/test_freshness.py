@@ -50,6 +50,7 @@ def test_what_is_left_out_or_trained_otherwise_is_noted(tmp_path: Path, ask: Ask
     notes = json.loads(out.read_text())["notes"]
     assert "linear does not take training.optimizer: trained without" in notes
     assert "rfm cannot be asked at any instant: left out" in notes
+    assert "the log holds no arrival times: events count as arrived at once" in notes
     assert "rfm cannot be asked" in done.out + done.err
 
 
