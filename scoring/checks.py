@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.features import STATIC
+from featurestore.wording import counted
 from scoring.errors import GenerationError
 from scoring.generation import Generation, dump, load
 from scoring.interface import Floats, Prediction, ValueModel
@@ -67,7 +68,7 @@ def require(generation: Generation, sample: Sample, unseen: npt.NDArray[np.intp]
     if failures:
         raise GenerationError(
             f"generation {generation.short} of family {generation.manifest.family} breaks"
-            f" {len(failures)} promises and is not published: {'; '.join(failures)}"
+            f" {counted(len(failures), 'promise')} and is not published: {'; '.join(failures)}"
         )
 
 

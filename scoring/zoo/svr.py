@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from scoring.generation import Generation, Manifest
 from scoring.interface import Floats
@@ -48,11 +49,16 @@ STEPS = 25
 class Svr(TwoPart):
     """A trained generation: implements scoring.interface.ValueModel."""
 
+    def __init__(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        super().__init__(manifest, files)
+        # In doubles, as the weights are.
+        self._omega = self.arrays.get("omega", np.zeros(0)).astype(np.float64)
+
     def design(self, z: Floats) -> Floats:
         """(N, F) -> (N, F), and (N, D) cosines beside them where there is a kernel."""
         if "omega" not in self.arrays:
             return z
-        return with_cosines(z, self.arrays["omega"], self.arrays["phase"])
+        return with_cosines(z, self._omega, self.arrays["phase"])
 
 
 def load(manifest: Manifest, files: Mapping[str, bytes]) -> Svr:
@@ -60,9 +66,10 @@ def load(manifest: Manifest, files: Mapping[str, bytes]) -> Svr:
     return Svr(manifest, files)
 
 
-def with_cosines(z: Floats, omega: Floats, phase: Floats) -> Floats:
+def with_cosines(z: Floats, omega: npt.NDArray[np.floating], phase: Floats) -> Floats:
     """Features beside their random Fourier features, (N, F + D)."""
-    cosines = np.float32(np.sqrt(2)) * np.cos(z @ omega + phase)
+    turned = (z @ omega).astype(np.float32, copy=False)
+    cosines = np.float32(np.sqrt(2)) * np.cos(turned + phase)
     return np.concatenate([z, cosines.astype(np.float32, copy=False)], axis=1)
 
 
