@@ -23,6 +23,7 @@ import numpy as np
 
 from featurestore import times
 from scoring.generation import Generation, build
+from scoring.judging.metrics import number
 from scoring.training.examples import Examples
 from scoring.training.recipes import expected
 
@@ -74,12 +75,20 @@ class Corrector:
         return cls(round(factor, 5), kept, tuple(origins))
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest and the report."""
+        """For the manifest and the report; where nobody spent after an origin there is no level."""
         return {
             "factor": self.factor,
             "kept": self.kept,
             "helped": sum(one.helps for one in self.origins),
-            "origins": [{**asdict(one), "helps": one.helps} for one in self.origins],
+            "origins": [
+                {
+                    **asdict(one),
+                    "bias": number(one.bias),
+                    "corrected": number(one.corrected),
+                    "helps": one.helps,
+                }
+                for one in self.origins
+            ],
         }
 
 

@@ -127,6 +127,12 @@ def _verdict(
         f" after {off_old:.2f}"
     )
     said = f"{ranks}; {levels}; {facts['judged']}"
+    if not np.isfinite(found.delta):
+        reason = (
+            f"refused: nobody spent in the windows that judge ({facts['judged']}), so nothing can"
+            " be told of either; if the log ends with a stray date, take it out"
+        )
+        return Verdict(False, reason, facts)
     bound = found.high if lenient else found.low
     # A comparison with NaN is false: what cannot be told is no pass.
     if not bound >= settings.ngini_low:

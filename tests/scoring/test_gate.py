@@ -94,7 +94,8 @@ def test_what_cannot_be_told_is_no_pass() -> None:
     found = gate.judge(none, said, said, user, window, SETTINGS, lenient=True, where="nothing")
     assert not found.passed
     assert found.facts["ngini_delta"] is None
-    assert "bias – after –" in found.reason
+    assert "nobody spent in the windows that judge (nothing)" in found.reason
+    assert "nan" not in found.reason
 
 
 def test_a_short_log_has_fewer_origins_and_says_so() -> None:
@@ -121,6 +122,9 @@ def test_a_level_corrector_is_kept_where_it_helps_at_four_of_five_origins() -> N
     assert not Corrector.judged(1.1, [helps] * 3 + [hurts] * 2, 4).kept
     assert not Corrector.judged(1.1, [helps] * 3, 4).kept
     assert [one["helps"] for one in kept.as_json()["origins"]] == [True] * 4 + [False]
+    # Nobody spent after an origin: null, since JSON knows no NaN.
+    (none,) = Corrector.judged(1.1, [Tried.at(0, 1.2, float("nan"))], 4).as_json()["origins"]
+    assert (none["bias"], none["corrected"], none["helps"]) == (None, None, False)
 
 
 def test_a_smaller_part_of_the_users_lies_in_a_larger_one_and_apart_from_who_is_held_out() -> None:
