@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
 ORDER = 56
 _SHOWN = 8  # best trials in the table
-# What is searched -> heading and format, narrow: a terminal has 80 columns.
+# What is searched -> heading and format, narrow: a terminal has 80 columns. Numbers that folded
+# would be read as others.
 _SEARCHED = {
     "width": ("width", "d"),
     "epochs": ("epochs", "d"),
     "users_per_batch": ("users", "d"),
     "rate": ("rate", ".2g"),
     "decay": ("decay", ".2g"),
-    "dropout": ("dropout", ".2f"),
-    "event_dropout": ("events", ".2g"),
-    "time_jitter_days": ("jitter", ".2g"),
-    "cutoff_dropout": ("cuts", ".2g"),
+    "dropout": ("drop", ".2f"),
 }
+_AUGMENTED = ("event_dropout", "time_jitter_days", "cutoff_dropout")  # in one column
 
 
 def register(app: typer.Typer) -> None:
@@ -143,9 +142,15 @@ def _show(tuned: Tuned, out: Output) -> None:
         shown.append(tuned.default)
     taken = takes(tuned.default.settings)
     searched = [name for name in _SEARCHED if name in taken]
+    augmented = [name for name in _AUGMENTED if name in taken]
+    headings = (*(_SEARCHED[name][0] for name in searched), *(["augment"] if augmented else []))
     out.table(
-        ("trial", "nGini", *(_SEARCHED[name][0] for name in searched), "seconds"),
-        (_row(one, tuned, searched) for one in shown),
+        ("trial", "nGini", *headings, "seconds"),
+        (_row(one, searched, augmented) for one in shown),
+    )
+    out.say(
+        f"trial {tuned.default.number} is the settings in force"
+        + (f"; augment is {' / '.join(augmented)}" if augmented else "")
     )
     if tuned.best.number == tuned.default.number:
         out.say("nothing tried ranks better than the settings in force: keep them")
@@ -165,12 +170,13 @@ def _show(tuned: Tuned, out: Output) -> None:
     out.say(tuned.toml())
 
 
-def _row(one: Tried, tuned: Tuned, searched: Sequence[str]) -> tuple[object, ...]:
+def _row(one: Tried, searched: Sequence[str], augmented: Sequence[str]) -> tuple[object, ...]:
     found = ((getattr(one.settings, name), _SEARCHED[name][1]) for name in searched)
-    mark = " (in force)" if one.number == tuned.default.number else ""
+    how = "/".join(f"{getattr(one.settings, name):.2g}" for name in augmented)
     return (
-        f"{one.number}{mark}",
+        str(one.number),
         "–" if one.ngini is None else f"{one.ngini:.4f}",
         *("–" if value is None else f"{value:{form}}" for value, form in found),
+        *([how] if augmented else []),
         f"{one.seconds:.1f}",
     )

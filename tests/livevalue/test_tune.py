@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="torch is in the extra `train`")
 pytest.importorskip("optuna", reason="optuna is in the extra `train`")
 
 from livevalue import cli
-from livevalue.commands.tune import _SEARCHED, _interrupted
+from livevalue.commands.tune import _AUGMENTED, _SEARCHED, _interrupted
 from scoring.retraining.space import SPACE
 from streams.settings import Settings
 from tests.livevalue.test_evaluate import SHOP, write_shoppers
@@ -75,12 +75,14 @@ def test_what_tune_finds_can_be_pasted_into_the_settings(
     assert found["rejected"] == 0
     assert (tmp_path / "livevalue-tune.journal").is_file()
     assert "2 trials, 0 pruned; 7 days from " in said.err
-    assert "0 (in force)" in said.err
-    # Everything that is searched has a column.
-    (head,) = [line for line in said.err.splitlines() if line.startswith("trial ")]
-    columns = head.split()[2:-1]
-    assert (columns, len(columns)) == ([heading for heading, _ in _SEARCHED.values()], len(SPACE))
-    assert list(_SEARCHED) == [dimension.name for dimension in SPACE]
+    assert "trial 0 is the settings in force; augment is event_dropout / " in said.err
+    # Everything that is searched is shown, and a terminal of 80 columns need not fold it.
+    assert [*_SEARCHED, *_AUGMENTED] == [dimension.name for dimension in SPACE]
+    lines = said.err.splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith("trial  ")]
+    assert lines[at].split()[2:-1] == [heading for heading, _ in _SEARCHED.values()] + ["augment"]
+    assert all(len(line) <= 80 for line in lines[at : at + 3])
+    assert "  0/0/0  " in "".join(lines[at + 1 : at + 3])
     for name in QUICK:
         monkeypatch.delenv(name)
     (tmp_path / "livevalue.toml").write_text(found["toml"] + "\n")
