@@ -90,11 +90,13 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"rejected: {by_reason}"
     for row in facts.get("first_rejections", ()):
         yield f"! {row['place']}: {row['reason']}: {row['detail']}"
+    if without := facts.get("anonymous", 0):
+        yield f"anonymous: {counted(without, 'row')} without a user left out"
 
 
 def totals(facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns and the one row of a table: the facts that are told in no other line."""
-    elsewhere = ("reasons", "first_rejections", "warnings")
+    elsewhere = ("reasons", "first_rejections", "warnings", "anonymous")
     shown = {name: n for name, n in facts.items() if name not in elsewhere}
     return list(shown), [list(shown.values())]
 

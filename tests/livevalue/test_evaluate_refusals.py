@@ -70,10 +70,12 @@ def test_what_is_judged_here_is_answered_otherwise(ask: Ask, tmp_path: Path) -> 
     rows = [
         (u, d, f"{a},{(BEGIN + timedelta(days=d, hours=2)).isoformat()}") for u, d, a in orders()
     ]
-    write(tmp_path / "shop.csv", rows, "user_id,event_time,amount,log_time")
+    nobody = [("", day, rest) for _, day, rest in rows[:2]]
+    write(tmp_path / "shop.csv", rows + nobody, "user_id,event_time,amount,log_time")
     said = ask("evaluate", "shop.csv", *ASKED, *FAST, "--json", "found.json")
     assert said.code == 0, said.err
-    assert json.loads((tmp_path / "found.json").read_text())["notes"] == []
+    (note,) = json.loads((tmp_path / "found.json").read_text())["notes"]
+    assert note == "anonymous: 2 rows without a user left out"
 
 
 @pytest.mark.parametrize(
