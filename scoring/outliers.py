@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.wording import counted
 from scoring.generation import Manifest
 from scoring.interface import Floats
 
 BOUNDS = "bounds"  # among a manifest's params: name of a feature -> lowest and highest value read
-# A bound is often a value that many have; of its own width, what rounding may move it.
-_WIDER = 1e-4
+# A bound is often a value that many have. What rounding may move it: of its own width in a model's
+# arithmetic, and in the manifest, which keeps six digits.
+_WIDER, _DIGITS = 1e-4, 1e-5
 
 
 def bounds(
@@ -75,7 +77,8 @@ class Outliers:
         place = {name: at for at, name in enumerate(manifest.features)}
         names = tuple(name for name in found if name in place)
         low, high = np.array([found[name] for name in names]).T
-        margin = _WIDER * (high - low)
+        largest = np.maximum(np.abs(low), np.abs(high))
+        margin = np.maximum(_WIDER * (high - low), _DIGITS * largest)
         at = np.array([place[name] for name in names], np.intp)
         return cls(names, at, low - margin, high + margin, np.zeros(len(names), np.int64))
 
@@ -105,6 +108,7 @@ def lines(found: dict[str, Any] | None) -> list[str]:
         return []
     most = ", ".join(f"{name} {n:,}" for name, n in list(found["columns"].items())[:3])
     return [
-        f"outliers: {found['values']:,} values of {found['beyond']:,} in {found['users']:,} users,"
+        f"outliers: {counted(found['values'], 'value')} of {found['beyond']:,} in"
+        f" {counted(found['users'], 'user')},"
         f" read as the bound of training: {most}"
     ]

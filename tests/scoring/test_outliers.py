@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the extra `train`")
 
 from featurestore.settings import FeatureSettings  # noqa: E402
-from scoring.generation import Generation, prior  # noqa: E402
+from scoring.generation import Generation, Manifest, prior  # noqa: E402
 from scoring.inputs import of_rows  # noqa: E402
-from scoring.outliers import BOUNDS, Outliers  # noqa: E402
+from scoring.outliers import BOUNDS, Outliers, bounds, lines  # noqa: E402
 from scoring.settings import ModelSettings, TrainingSettings  # noqa: E402
 from scoring.training import loop  # noqa: E402
 from scoring.training.examples import Examples, build  # noqa: E402
@@ -104,6 +104,21 @@ def test_a_blend_counts_whom_any_of_its_members_bounds() -> None:
     assert len({len(one) for one in each}) > 1
     for name in {name for one in each for name in one}:
         assert both[name] >= max(one.get(name, 0) for one in each), name
+
+
+def test_a_value_is_not_beyond_the_bound_that_was_rounded_from_it() -> None:
+    ends = np.array([8.2027564, 8.2364998])  # narrow: six digits stand for 8.20276 and 8.2365
+    params = bounds(["orders"], ends[:1], ends[1:])
+    found = Outliers.of(
+        Manifest(family="gbm", horizons_s=(1,), features=("orders",), params=params)
+    )
+    assert found is not None
+    found.add(np.array([*ends, 8.2, 8.24], np.float32)[:, None])
+    assert (found.users, found.beyond) == (4, 2)
+    said = {"users": 1, "beyond": 1, "values": 1, "columns": {"orders": 1}}
+    assert lines(said) == [
+        "outliers: 1 value of 1 in 1 user, read as the bound of training: orders 1"
+    ]
 
 
 def test_what_nobody_taught_counts_none() -> None:
