@@ -77,7 +77,7 @@ def evaluate(
 ) -> Report:
     """Answer a question about a log: (partition, batch) pairs, each partition in log order."""
     case = Case.of(log, question, features, sources)
-    report = Report()
+    report = Report(notes=case.history.notes)
     total = len(question.as_of_ms) * len(question.models)
     done: set[tuple[int, str]] = set()
 

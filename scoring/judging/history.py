@@ -9,7 +9,7 @@ major units of the deployment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +51,7 @@ class History:
     value: Values  # (E,)
     kind: Kinds = field(default_factory=lambda: np.empty(0, np.uint8))  # (E,), or unknown: empty
     lateness_ms: int = np.iinfo(np.int64).max  # allowed, the largest of the sources
+    left_out: Mapping[str, int] = field(default_factory=dict)  # events, by reason
 
     @classmethod
     def of(cls, log: Iterable[tuple[int, EventBatch]], settings: FoldSettings) -> History:
@@ -63,6 +64,7 @@ class History:
         clocks: dict[int, Clocks] = {}
         parts: list[tuple[npt.NDArray[np.void], Ints, Ints]] = []
         erased: dict[int, int] = {}
+        future = 0
         for partition, batch in log:
             rows = np.fromiter(
                 (users.setdefault(name, len(users)) for name in batch.users),
@@ -76,22 +78,37 @@ class History:
                 before = clocks.get(partition) or Clocks.start(len(settings.lateness_ms))
                 admitted = admit(batch.events, before, settings.lateness_ms, settings.skew_ms)
                 clocks[partition], taken = admitted.clocks, ~admitted.future
+                future += int(admitted.future.sum())
                 parts.append((batch.events[taken], rows[batch.user[taken]], batch.log_ms[taken]))
         lateness_ms = int(settings.lateness_ms.max())
         if not parts:
             none = np.empty(0, np.int64)
             return cls(users, none, none, none, np.empty(0), lateness_ms=lateness_ms)
         events, user, log_ms = (np.concatenate(column) for column in zip(*parts, strict=True))
+        left_out = {"future": future, "erased": len(events)}
         if erased:
             until = np.full(len(users), NO_TIME)
             until[list(erased)] = list(erased.values())
             left = events["record_ms"] > until[user]
             events, user, log_ms = events[left], user[left], log_ms[left]
+        left_out["erased"] -= len(events)
         first = ~_repeats(events, user)
+        left_out["repeated"] = int((~first).sum())
         events, user, log_ms = events[first], user[first], log_ms[first]
         value = events["value_micro"] / MICRO
         time_ms, kind = (np.ascontiguousarray(events[name]) for name in ("time_ms", "kind"))
-        return cls(users, user, time_ms, log_ms, value, kind, lateness_ms)
+        return cls(users, user, time_ms, log_ms, value, kind, lateness_ms, left_out)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, in a line for people.
+
+        >>> none = np.empty(0, np.int64)
+        >>> History({}, none, none, none, none, left_out={"future": 0, "repeated": 3}).notes
+        ['left out, as a worker leaves them out: 3 repeated']
+        """
+        said = ", ".join(f"{n:,} {reason}" for reason, n in self.left_out.items() if n)
+        return [f"left out, as a worker leaves them out: {said}"] if said else []
 
     @property
     def start_ms(self) -> int:

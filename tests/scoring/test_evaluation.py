@@ -160,6 +160,9 @@ def test_what_is_from_the_future_of_its_record_counts_nowhere_and_uses_up_no_ide
     assert other.user.tolist() == history.user.tolist()
     assert other.time_ms.tolist() == history.time_ms.tolist()
     here, there = ask(LOG), ask(premature(LOG))
+    count = sum(len(batch.user) for _, batch in LOG)
+    assert not [note for note in here.notes if "left out" in note]
+    assert f"left out, as a worker leaves them out: {count:,} future" in there.notes
     assert there.runs[0]["users"] == here.runs[0]["users"]
     assert there.scored[0].actual.sum() == here.scored[0].actual.sum()
 
@@ -202,14 +205,17 @@ def test_populations_part_the_users() -> None:
 
 def test_repeats_and_erased_users_do_not_count() -> None:
     history = History.of(LOG, FOLD)
-    assert len(History.of([*LOG, *LOG], FOLD).user) == len(history.user)
+    twice = History.of([*LOG, *LOG], FOLD)
+    assert len(twice.user) == len(history.user) == twice.left_out["repeated"]
     batch = LOG[0][1]
     last = replace(batch, erases=[Erase(0, 0, int(batch.events["record_ms"].max()))])
     gone = History.of([(0, last), *LOG[1:]], FOLD)
     name = batch.users[0]
     removed = ((history.user == history.users[name]) & (history.time_ms <= last.log_ms[-1])).sum()
     assert removed > 0
-    assert len(gone.user) == len(history.user) - removed
+    assert (
+        len(gone.user) == len(history.user) - removed == len(history.user) - gone.left_out["erased"]
+    )
     # What is said again after the erasure is no repeat of what is forgotten.
     events = batch.events.copy()
     events["record_ms"] = last.erases[0].record_ms + 1
