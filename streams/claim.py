@@ -150,6 +150,7 @@ class Claims:
         crashpoints.passing("claim_published")
         last = await self._reader.last(scores)
         self._look_at_scores(published, logs, found[scores], last)
+        held.publisher.scores_start = found[scores].start
         held.publisher.scores_end = found[scores].end
         held.publisher.scores_last = seal(last.key, last.value) if last is not None else ""
         if last is not None and last.value is None:
@@ -216,23 +217,26 @@ class Claims:
     def _look_at_scores(
         self, published: Published | None, logs: Logs, held: Bounds, last: RawRecord | None
     ) -> None:
-        """Was `scores` made again, or cut below what a transaction had brought it to?
+        """Was `scores` made again, cut below what a transaction had brought it to, or deleted from?
 
-        Cut: it ends before that, or, where other records have taken the place, with another value.
+        Cut: it ends before that, or, where other records have taken the place, with another value
+        or none. Deleted from, by age: it begins later; what compaction takes does not move that.
         """
         if published is None or not published.scores_id:
             return
         other, short = published.scores_id != logs.scores_id, held.end < published.scores_end
-        sealed = published.scores_last
-        if last is not None and sealed:
-            short = short or seal(last.key, last.value) != sealed
-        if other or short:
+        ends = seal(last.key, last.value) if last is not None else ""
+        short = short or published.scores_last not in ("", ends)
+        aged = held.start > published.scores_start
+        if other or short or aged:
             self._lost = True
             log.error(
                 "values on scores were lost, publishing every user again",
                 extra={
                     "partition": self._partition,
-                    "why": "the topic was made again" if other else "the topic was cut",
+                    "why": "the topic was made again" * other
+                    or "the topic was cut" * short
+                    or "its beginning was deleted",
                     "end": held.end,
                     "published_end": published.scores_end,
                 },
@@ -290,11 +294,13 @@ class Claims:
             held.publisher.put(swept)
 
     async def _documents(self, held: Held, new: Sequence[OutboxEntry]) -> dict[str, bytes]:
-        """What the store holds of the users of `new`; b"" of who was erased.
+        """What the store holds of the users of `new`, the latest last; b"" of who was erased.
 
-        Not read by the claim's script: an outbox may name all of a partition's users.
+        Not read by the claim's script: an outbox may name all of a partition's users. In the order
+        of their revisions, since the last document on `scores` says how far those have come.
         """
-        users, store = list(dict.fromkeys(u for e in new for u in e.users)), held.pipeline.store
+        touched = dict.fromkeys(u for e in reversed(new) for u in e.users)
+        users, store = list(reversed(touched)), held.pipeline.store
         documents: dict[str, bytes] = {}
         for low in range(0, len(users), _PAGE):
             page = users[low : low + _PAGE]

@@ -36,12 +36,13 @@ class Published:
     scores_end: int = 0  # how far its partition p has come at least, with the marker
     swept: int = 0  # seq of the last commit that was published while a sweep was pending
     scores_last: str = ""  # seal of the last record on it; "" where it does not say
+    scores_start: int = 0  # where its partition p began: deletion by age moves it, not compaction
     begun: int = 0  # seq up to which a roll-back made good was said in part, beyond `identity`
 
     def encode(self) -> bytes:
         """As the value of a record.
 
-        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2, "1f0c", 4)
+        >>> p = Published(Identity(3, "tok"), (5, 7), "a,b", "main", "c", 9, 2, "1f0c", 3, 4)
         >>> Published.decode(p.encode()) == p
         True
         """
@@ -57,6 +58,7 @@ class Published:
                 "scores_end": self.scores_end,
                 "swept": self.swept,
                 "scores_last": self.scores_last,
+                "scores_start": self.scores_start,
                 "begun": self.begun,
             },
             separators=(",", ":"),
@@ -76,6 +78,7 @@ class Published:
                 int(said.get("scores_end", 0)),
                 int(said.get("swept", 0)),
                 str(said.get("scores_last", "")),
+                int(said.get("scores_start", 0)),
                 int(said.get("begun", 0)),
             )
         except (KeyError, TypeError) as error:

@@ -138,6 +138,7 @@ class Publisher:
         self.published: Identity | None = None
         self.moved_s = 0.0  # when a transaction last ended, by the monotonic clock
         self.scores_end = 0  # of our partition of `scores`, as far as we know; a claim says
+        self.scores_start = 0  # where it begins; a claim says
         self.scores_last = ""  # seal of the last record on it; a claim says
         self.scores_cut = False  # a transaction of ours began before that
         self._said: Published | None = None  # the last record of how far
@@ -345,6 +346,7 @@ class Publisher:
             end,
             swept,
             sealed,
+            self.scores_start,
         )
 
     async def _raw(self, parked: Sequence[Parked]) -> list[Parked]:

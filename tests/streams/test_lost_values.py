@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient  # type: ignore[import-untyped]
+from kafka import TopicPartition as AdminPartition
+from kafka.admin import ConfigResource  # type: ignore[import-untyped]
 
 from featurestore.store import Commit, CommitOutcome
 from livevalue.embedded import Stack
@@ -289,7 +292,42 @@ async def test_behind_a_roll_back_nothing_is_said_twice_though_what_says_how_far
     assert await owning.audit() == CLEAN
 
 
-@pytest.mark.parametrize("end", ["document", "tombstone"])
+async def test_what_a_claim_publishes_ends_with_the_highest_revision(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, where what says how far is lost and Redis goes back, they go back, or come twice."""
+    monkeypatch.setattr(claim, "_PUBLISHED_PATIENCE_S", 0.3)
+    _, owner = await folded(owning, 2)
+
+    async def never(self: Publisher) -> None:
+        await asyncio.sleep(3600)
+
+    states = list[Any]()
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "_publish", never)
+        for count, users in ((2, 2), (1, 1), (1, 1), (1, 1), (1, 1)):  # both, then u0 alone
+            await owning.send(count, users=users)
+            end = await owning.end()
+            await owning.until(
+                lambda end=end: owner.watermark is not None and owner.watermark.positions[0] >= end
+            )
+            states.append(owning.backing.snapshot())
+        await owner.close(drain=False)
+    owner = owning.own()
+    await owning.settle()
+    await owner.close(drain=True)
+    await made_again(owning, owning.settings.kafka.published)
+    owning.backing.restore(states[0])
+    published = len(await owning.scores())
+    owning.own()
+    await owning.show_end()
+    await owning.until_swept(published + 2)
+    await owning.send(5, users=2)
+    await owning.settle()
+    assert await owning.audit() == CLEAN
+
+
+@pytest.mark.parametrize("end", ["document", "tombstone", "nothing"])
 async def test_scores_whose_cut_end_other_records_have_taken_the_place_of_are_said_again(
     owning: Owning, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
@@ -300,6 +338,7 @@ async def test_scores_whose_cut_end_other_records_have_taken_the_place_of_are_sa
         await owning.producer.send_and_wait(kafka.sources[0], None, key=b"u7", partition=0)
         await owning.show_end()
         await owning.settle()
+    await owning.until_swept(40 + (end == "tombstone"))
     assert ((await owning.scores())[-1].value is None) == (end == "tombstone")
     published = len(await owning.scores())
     await owner.close(drain=True)
@@ -310,7 +349,7 @@ async def test_scores_whose_cut_end_other_records_have_taken_the_place_of_are_sa
         found = await real(self, tp, before, **said)
         if tp.topic != kafka.scores or found is None or before is not None or not lost:
             return found
-        return await real(self, tp, found.offset, **said)
+        return None if end == "nothing" else await real(self, tp, found.offset, **said)
 
     monkeypatch.setattr(LogReader, "last", last)
     owner = owning.own()
@@ -324,6 +363,36 @@ async def test_scores_whose_cut_end_other_records_have_taken_the_place_of_are_sa
     await owning.until(lambda: owner.ready)
     await asyncio.sleep(0.5)
     assert len(await owning.scores()) == published
+
+
+async def test_scores_that_were_deleted_by_age_are_said_again_once_they_are_no_more(
+    owning: Owning,
+) -> None:
+    """The worker is refused until its operator has mended the topic; what went stays gone."""
+    _, owner = await folded(owning, 40)
+    kafka = owning.settings.kafka
+    await owner.close(drain=True)
+    scores = AdminPartition(kafka.scores, 0)
+
+    def age(client: KafkaAdminClient) -> None:
+        policy = {"cleanup.policy": "compact,delete"}
+        client.alter_configs([ConfigResource("TOPIC", kafka.scores, policy)])
+        client.delete_records({scores: 30})
+
+    administer(owning.settings, age)
+    assert "deleted by age" in topics.check(owning.settings)[0].message
+    topics.apply(owning.settings)
+    assert len(await owning.scores()) == 10
+    owning.own()
+    await owning.until_swept(10 + 40)
+    assert await owning.audit() == CLEAN
+    # And that is all.
+    assert owning.owner is not None
+    await owning.owner.close(drain=True)
+    owner = owning.own()
+    await owning.until(lambda: owner.ready)
+    await asyncio.sleep(0.5)
+    assert len(await owning.scores()) == 50
 
 
 def test_a_record_that_stays_away_is_given_up_before_the_watchdog_ends_the_worker() -> None:
