@@ -77,6 +77,11 @@ class Watchdog:
                     self._silent_s = self._coordinated_s = time.monotonic()
                 except StreamsError as error:
                     self._give_up(str(error))
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    log.warning("watchdog: a driver was cancelled by itself")
                 except Exception as error:  # a driver's own: nobody would look any more
                     log.exception("watchdog: unexpected")
                     self._give_up(f"the watchdog cannot look: {error!r}; start the worker again")

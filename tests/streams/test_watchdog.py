@@ -429,6 +429,33 @@ async def test_whatever_keeps_the_watchdog_from_looking_ends_the_worker(
     assert "KeyError('of a driver')" in watched.said[0]
 
 
+async def test_a_driver_that_is_cancelled_by_itself_does_not_end_the_watchdog(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_EVERY_S", 0.01)
+    watched, _ = await folded(owning, 10)
+    bounds, asked = LogReader.bounds, list[int]()
+
+    async def cancelled(
+        self: LogReader, tps: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Bounds]:
+        if self is not watched.dog._reader:
+            return await bounds(self, tps)
+        asked.append(1)
+        watched.dog._ends_s = 0.0  # ask again at once
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(LogReader, "bounds", cancelled)
+    looking = asyncio.create_task(watched.dog.run())
+    try:
+        await owning.until(lambda: len(asked) > 1 or looking.done())
+        assert not looking.done()
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
+    assert looking.cancelled() and watched.said == []
+
+
 async def test_a_broker_that_does_not_answer_is_no_stall_until_it_answers_again(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
