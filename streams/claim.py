@@ -278,6 +278,8 @@ class Claims:
             ]
         else:
             new = unpublished(claim.outbox, said)
+            if new is not None and published is not None and published.begun:
+                self._lost = True  # what was said in part was another's, which had gone back
         self._missing_since = None
         if new is None:
             assert published is not None, "without a published record nothing can be missing"

@@ -34,7 +34,7 @@ class Published:
     store: str = ""  # that served; "" where a record does not say
     scores_id: str = ""  # UUID of the topic that the values went to; "" where it does not say
     scores_end: int = 0  # how far its partition p has come at least, with the marker
-    swept: int = 0  # seq of the last commit that was published while a sweep was pending
+    swept: int = 0  # seq of the last commit published of a sweep, or of a roll-back made good
     scores_last: str = ""  # seal of the last record on it; "" where it does not say
     scores_start: int = 0  # where its partition p began: deletion by age moves it, not compaction
     begun: int = 0  # seq up to which a roll-back made good was said in part, beyond `identity`

@@ -144,6 +144,8 @@ class Held:
             crashpoints.passing("make_good_page")
         waiting[-1].parked += roll.parked
         waiting[-1].more = False
+        # A store that lacks this may be another one that went on: whom it names is not all.
+        waiting[-1].sweeps = True
         self.rollback = None
         for commit in waiting:
             self.publisher.put(commit)

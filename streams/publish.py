@@ -59,7 +59,7 @@ class Waiting:
     positions: tuple[int, ...]
     updates: dict[str, bytes]  # user -> document, b"" = tombstone
     parked: list[Parked] = field(default_factory=list)
-    sweeps: bool = False  # while a sweep was pending
+    sweeps: bool = False  # while a sweep was pending, or the end of a roll-back made good
     more: bool = False  # of a roll-back made good: what comes next says how far it is published
     committed_s: float = field(default_factory=time.monotonic)
 

@@ -8,7 +8,8 @@ beyond their source's published position (streams.held does it).
 
 Where another store served when the last commit was published, the roll-back undid a flip, too. What
 that store's sweep has published no outbox of ours names, so every user is published again. So it is
-where pages of a sweep of this store were undone that had been published.
+where pages of a sweep of this store were undone that had been published, or a roll-back made good:
+a Redis that went back and then forward again has folded what was said then, and says it otherwise.
 """
 
 from __future__ import annotations

@@ -99,3 +99,35 @@ async def test_what_was_said_of_a_roll_back_in_part_is_not_said_again_under_its_
     assert sent[0] == 12 and sum(sent[2:]) == 40
     assert await owning.audit() == CLEAN
     assert len(await owning.read(owning.settings.kafka.dlq)) == 1
+
+
+@pytest.mark.parametrize("said", ["whole", "part"])
+async def test_a_redis_that_goes_back_and_then_forward_again_holds_what_was_said_last(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """As with an old dump that is restored by mistake, and then the newer one."""
+    older = owning.backing.snapshot()
+    await owning.send(40)
+    await owning.settle()
+    await owning.send(1, users=1)  # the last commit in the outbox names one alone
+    await owning.settle()
+    await owning.until(lambda: len(owning.backing.partition(0).outbox) == 1)  # trimmed
+    before, newer = len(await owning.scores()), owning.backing.snapshot()
+    transact, sent = Publisher._transact, list[int]()
+
+    async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
+        sent.append(len(documents))
+        if len(sent) == 2 and said == "part":
+            owning.backing.restore(newer)
+            raise PublishError("the second of them")
+        await transact(self, documents, *others)
+
+    monkeypatch.setattr(Publisher, "_transact", breaks)
+    owning.backing.restore(older)
+    await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
+    await owning.settle()
+    if said == "whole":
+        owning.backing.restore(newer)
+        await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
+    await owning.until_swept(before + (40 if said == "whole" else 12) + 40)
+    assert await owning.audit() == CLEAN
