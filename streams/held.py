@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from featurestore.columns import EventBatch
@@ -124,17 +124,20 @@ class Held:
             return
         self.publisher.put(Waiting.of(mark, done.updates, parked))
 
-    async def make_good(self, roll: Rollback) -> None:
+    async def make_good(self, roll: Rollback, closing: Callable[[], bool]) -> None:
         """Publish once each user touched since, under a seq beyond both.
 
         All pages are committed before any is published, and the last transaction alone says how far
         it is published: a crash in between finds the published identity still missing from the
-        outbox and does all of it again, under revisions beyond those that were said.
+        outbox and does all of it again, under revisions beyond those that were said. So does
+        whoever comes next where the partition is `closing`.
         """
         users = sorted(roll.users)
         waiting = []
         progress = sweep.PENDING if roll.everybody else ""
         for low in range(0, max(1, len(users)), REFRESH_USERS):
+            if closing():
+                return
             done = await self.refresh(
                 users[low : low + REFRESH_USERS], None, "recover", progress=progress
             )

@@ -299,7 +299,7 @@ class Owner:
                     await self._drained(publisher)
                 return
             if held.rollback is not None and held.rollback.caught_up(held.watermark):
-                await held.make_good(held.rollback)
+                await held.make_good(held.rollback, lambda: self._closing)
                 continue
             if await self._step(held):
                 await self._upkeep.look_for_successor(held)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from featurestore.store import Identity, OutboxEntry
+from featurestore.store import Commit, CommitOutcome, Identity, OutboxEntry
 from livevalue.embedded import Stack
 from streams import held, publish
 from streams.emit import Published
@@ -99,6 +100,36 @@ async def test_what_was_said_of_a_roll_back_in_part_is_not_said_again_under_its_
     assert sent[0] == 12 and sum(sent[2:]) == 40
     assert await owning.audit() == CLEAN
     assert len(await owning.read(owning.settings.kafka.dlq)) == 1
+
+
+async def test_who_is_asked_to_stop_amid_a_roll_back_of_many_users_stops(
+    owning: Owning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour-old dump takes long to be made good, and a planned restart waits for nobody."""
+    before, real, pages = owning.backing.snapshot(), owning.store.commit, list[int]()
+    await owning.send(40)
+    await owning.settle()
+
+    async def slow(partition: int, commit: Commit) -> CommitOutcome:
+        rolls = owning.owner is not None and owning.owner.rolling
+        if rolls and commit.expected and commit.expected.positions == commit.watermark.positions:
+            pages.append(1)
+            await asyncio.sleep(1.0)
+        return await real(partition, commit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owning.store, "commit", slow)
+        owning.backing.restore(before)
+        await owning.until(lambda: bool(pages))
+        assert owning.owner is not None
+        began = time.monotonic()
+        await owning.owner.close(drain=True)
+    assert len(pages) == 1 and time.monotonic() - began < 3
+    owning.own()
+    await owning.show_end()
+    await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
+    await owning.settle()
+    assert await owning.audit() == CLEAN
 
 
 @pytest.mark.parametrize("said", ["whole", "part"])
