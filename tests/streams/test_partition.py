@@ -18,7 +18,6 @@ from streams.emit import Published
 from streams.errors import PublishError
 from streams.held import Held
 from streams.publish import Publisher
-from streams.rollback import Rollback
 from tests.streams.owning import CLEAN, START_MS, Owning, one_partition
 
 DAY_MS = 86_400_000
@@ -79,7 +78,7 @@ async def test_a_roll_back_behind_equal_positions_is_noticed_by_identity(
     # This owner folds up to the published positions and dies before it publishes anything.
     died = asyncio.Event()
 
-    async def die(self: Held, roll: Rollback) -> None:
+    async def die(self: Held, *of: object) -> None:
         died.set()
         await asyncio.sleep(3600)
 
