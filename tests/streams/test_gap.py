@@ -14,6 +14,7 @@ from aiokafka import (  # type: ignore[import-untyped]
     AIOKafkaProducer,
     TopicPartition,
 )
+from aiokafka.consumer.fetcher import Fetcher  # type: ignore[import-untyped]
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka import TopicPartition as KafkaPython
 from kafka.admin import NewTopic  # type: ignore[import-untyped]
@@ -101,6 +102,25 @@ async def test_a_read_reaches_its_end_over_markers_and_aborted_records(
     records, reached = await reader.read(topic, 0, 18, 2)
     assert ([r.offset for r in records], reached) == ([0, 1], 2)
     assert await reader.read(topic, 7, 7, 10) == ([], 7)
+
+
+async def test_nothing_is_fetched_that_nobody_asks_for(
+    stack: Stack, topic: TopicPartition, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that holds such a fetch back answers nothing else on the connection meanwhile."""
+    await produce(stack, topic, (5, True))
+    fetches, fetch = list[float](), Fetcher._proc_fetch_request
+
+    async def counted(self: Fetcher, *what: Any) -> Any:
+        fetches.append(asyncio.get_running_loop().time())
+        return await fetch(self, *what)
+
+    monkeypatch.setattr(Fetcher, "_proc_fetch_request", counted)
+    assert len((await reader.read(topic, 0, 6, 100))[0]) == 5
+    asked = len(fetches)
+    await asyncio.sleep(1.0)
+    assert len(fetches) <= asked + 1  # it may have been on its way
+    assert len((await reader.read(topic, 3, 6, 100))[0]) == 2
 
 
 async def test_single_records_are_read_in_runs_and_what_is_gone_is_left_out(
