@@ -8,8 +8,9 @@ beyond their source's published position (streams.held does it).
 
 Where another store served when the last commit was published, the roll-back undid a flip, too. What
 that store's sweep has published no outbox of ours names, so every user is published again. So it is
-where pages of a sweep of this store were undone that had been published, or a roll-back made good:
-a Redis that went back and then forward again has folded what was said then, and says it otherwise.
+where pages of a sweep of this store were undone that had been published, or a roll-back made good,
+or a part of one: a Redis that went back and then forward again has folded what was said then, and
+says it otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Rollback:
 
         known: the last commit of which it knows that it was published.
         """
-        everybody = published.store not in ("", store) or published.swept > known
+        # What was said in part only the store that said it has in its outbox.
+        partly = published.begun not in (0, *(entry.identity.seq for entry in outbox))
+        everybody = published.store not in ("", store) or published.swept > known or partly
         made = cls(published, set(), [], everybody)
         for entry in outbox:
             made.saw(entry.users, [Parked(letter) for letter in entry.letters])

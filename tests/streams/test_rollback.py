@@ -97,7 +97,8 @@ async def test_what_was_said_of_a_roll_back_in_part_is_not_said_again_under_its_
     owning.backing.restore(before)
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
     await owning.settle()
-    assert sent[0] == 12 and sum(sent[2:]) == 40
+    # And everybody, since it may be another Redis that went on; who waits already is said once.
+    assert sent[0] == 12 and 40 < sum(sent[2:]) <= 80
     assert await owning.audit() == CLEAN
     assert len(await owning.read(owning.settings.kafka.dlq)) == 1
 
@@ -132,7 +133,7 @@ async def test_who_is_asked_to_stop_amid_a_roll_back_of_many_users_stops(
     assert await owning.audit() == CLEAN
 
 
-@pytest.mark.parametrize("said", ["whole", "part"])
+@pytest.mark.parametrize("said", ["whole", "part", "part, and the newer one not the newest"])
 async def test_a_redis_that_goes_back_and_then_forward_again_holds_what_was_said_last(
     owning: Owning, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
@@ -143,12 +144,16 @@ async def test_a_redis_that_goes_back_and_then_forward_again_holds_what_was_said
     await owning.send(1, users=1)  # the last commit in the outbox names one alone
     await owning.settle()
     await owning.until(lambda: len(owning.backing.partition(0).outbox) == 1)  # trimmed
-    before, newer = len(await owning.scores()), owning.backing.snapshot()
+    newer = owning.backing.snapshot()
+    if said.endswith("newest"):
+        await owning.send(1, users=1)
+        await owning.settle()
+    before = len(await owning.scores())
     transact, sent = Publisher._transact, list[int]()
 
     async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
         sent.append(len(documents))
-        if len(sent) == 2 and said == "part":
+        if len(sent) == 2 and said != "whole":
             owning.backing.restore(newer)
             raise PublishError("the second of them")
         await transact(self, documents, *others)
