@@ -17,6 +17,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
 
+from streams.broker import reach
 from streams.connection import aiokafka_options, stop
 from streams.errors import LogTruncated, LogUnavailable
 from streams.settings import KafkaSettings
@@ -58,6 +59,7 @@ class KafkaLog:
             await self._consumer.start()
         except (KafkaError, OSError) as error:
             await stop(self._consumer)
+            await asyncio.to_thread(reach, self._kafka)  # says why, where it can be told
             raise LogUnavailable(
                 f"no broker answers at {self._kafka.bootstrap} ({type(error).__name__}): start it, "
                 "or set LIVEVALUE_KAFKA__BOOTSTRAP"

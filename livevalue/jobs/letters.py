@@ -76,6 +76,7 @@ class Dead:
 def letters(settings: Settings) -> Iterator[Dead]:
     """Every dead letter that the topic holds now, partition by partition."""
     kafka = settings.kafka
+    broker.reach(kafka)
     with broker.translated(kafka):
         consumer = KafkaConsumer(
             **broker.connection(kafka),
@@ -131,6 +132,7 @@ def replay_letters(settings: Settings, reason: str | None) -> dict[str, Any]:
             else:
                 sent.append(dead)
 
+    broker.reach(kafka)
     with broker.translated(kafka):
         producer = KafkaProducer(
             **broker.connection(kafka),
@@ -180,6 +182,7 @@ def erase(settings: Settings, user: str) -> dict[str, Any]:
     """An erase record on every source, under one timestamp, so that all forget the same."""
     kafka = settings.kafka
     where = partition(user, kafka.partitions, kafka.partitioner)
+    broker.reach(kafka)
     with broker.translated(kafka):
         producer = KafkaProducer(**broker.connection(kafka), acks="all")
         try:

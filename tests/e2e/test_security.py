@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from pydantic import SecretStr
 
 from featurestore.errors import FeatureStoreError, StoreUnavailable
 from featurestore.store import StoreInfo
+from livevalue.jobs.letters import erase, letters, replay_letters
 from streams import topics
 from streams.connection import aiokafka_options, stop
-from streams.errors import StreamsError
+from streams.errors import LogAuthError, StreamsError
 from streams.settings import KafkaSettings, Settings
 from streams.stores import Stores
 from tests.e2e.deployment import ROOT, Deployment, WorkerProcess, environment, send_all, some_events
@@ -334,6 +336,20 @@ def test_kafka_refuses_and_names_the_setting(place: Place) -> None:
     ]:
         said = _refusal(place.settings(kafka))
         assert _matches(says, said), (says, said)
+
+
+def test_an_operators_commands_are_refused_as_soon(place: Place) -> None:
+    settings = place.settings(place.log(password=SecretStr("wrong-secret")))
+    asked: list[Callable[[], Any]] = [
+        lambda: list(letters(settings)),
+        lambda: replay_letters(settings, None),
+        lambda: erase(settings, "ada"),
+    ]
+    for ask in asked:
+        began = time.monotonic()
+        with pytest.raises(LogAuthError, match=r"refuses the login.*KAFKA__USERNAME"):
+            ask()
+        assert time.monotonic() - began < WITHIN_S
 
 
 def test_redis_refuses_and_names_the_setting(place: Place) -> None:

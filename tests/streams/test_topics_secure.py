@@ -16,6 +16,7 @@ from livevalue.embedded.kafka import Kafka
 from livevalue.embedded.ports import free
 from streams import broker, topics
 from streams.errors import LogAuthError, LogUnavailable
+from streams.kafkalog import KafkaLog
 from streams.settings import KafkaSettings, Settings
 
 
@@ -69,6 +70,13 @@ def test_a_wrong_password_names_the_settings_and_not_itself(secure: Kafka) -> No
     with pytest.raises(LogAuthError, match="LIVEVALUE_KAFKA__USERNAME") as caught:
         topics.check(_settings(secure, "wrong-secret"))
     assert "wrong-secret" not in str(caught.value)
+
+
+async def test_a_job_that_reads_the_log_names_the_settings_of_a_wrong_password(
+    secure: Kafka,
+) -> None:
+    with pytest.raises(LogAuthError, match="LIVEVALUE_KAFKA__USERNAME"):
+        await KafkaLog(_settings(secure, "wrong-secret").kafka).__aenter__()
 
 
 def test_a_wrong_password_is_heard_where_the_driver_is_muted_as_in_a_worker(
