@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -305,8 +306,9 @@ async def test_what_a_claim_publishes_ends_with_the_highest_revision(
     states = list[Any]()
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "_publish", never)
-        for count, users in ((2, 2), (1, 1), (1, 1), (1, 1), (1, 1)):  # both, then u0 alone
-            await owning.send(count, users=users)
+        # All three, then one by one: the last is neither the first nor the last of them.
+        for count in (3, 1, 1, 1, 1, 1):
+            await owning.send(count, users=3)
             end = await owning.end()
             await owning.until(
                 lambda end=end: owner.watermark is not None and owner.watermark.positions[0] >= end
@@ -316,13 +318,15 @@ async def test_what_a_claim_publishes_ends_with_the_highest_revision(
     owner = owning.own()
     await owning.settle()
     await owner.close(drain=True)
+    said = [json.loads(r.value)["revision"] for r in await owning.scores() if r.value is not None]
+    assert said[-1] == max(said)
     await made_again(owning, owning.settings.kafka.published)
     owning.backing.restore(states[0])
     published = len(await owning.scores())
     owning.own()
     await owning.show_end()
-    await owning.until_swept(published + 2)
-    await owning.send(5, users=2)
+    await owning.until_swept(published + 3)
+    await owning.send(5, users=3)
     await owning.settle()
     assert await owning.audit() == CLEAN
 
