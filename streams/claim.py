@@ -19,7 +19,6 @@ from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from featurestore.columns import NO_TIME
 from featurestore.store import Claim, OutboxEntry, Watermark
 from streams import crashpoints, leaders, sweep
-from streams.delivery import RawRecord
 from streams.emit import Parked, Published, revision, seal
 from streams.errors import Fenced, PublishError
 from streams.gap import Bounds, LogReader
@@ -148,15 +147,9 @@ class Claims:
             source.trail.led(epochs[p], logs.asked_s)
         self._begin_at(mark, bounds, asked)
         crashpoints.passing("claim_published")
-        last = await self._reader.last(scores)
-        self._look_at_scores(published, logs, found[scores], last)
-        held.publisher.scores_start = found[scores].start
-        held.publisher.scores_end = found[scores].end
-        held.publisher.scores_last = seal(last.key, last.value) if last is not None else ""
-        if last is not None and last.value is None:
-            last = await self._reader.last(scores, before=last.offset, valued=True)
+        reached = await self._look_at_scores(scores, found[scores], published, held.publisher, logs)
         held.seq_at_least = published.begun if published else 0
-        await self._reconcile(claim, published, held, revision(last.value) if last else 0)
+        await self._reconcile(claim, published, held, reached)
         await self._publish_everybody(held)
         log.info(
             "partition claimed",
@@ -214,33 +207,37 @@ class Claims:
         for source, at, before in zip(self._intake.sources, bounds, asked, strict=True):
             source.end = max(at.end, source.end) if source.end > before else at.end
 
-    def _look_at_scores(
-        self, published: Published | None, logs: Logs, held: Bounds, last: RawRecord | None
-    ) -> None:
-        """Was `scores` made again, cut below what a transaction had brought it to, or deleted from?
+    async def _look_at_scores(
+        self,
+        tp: TopicPartition,
+        found: Bounds,
+        published: Published | None,
+        publisher: Publisher,
+        logs: Logs,
+    ) -> int:
+        """Does `scores` hold what was published? -> the revision of its last document, or 0.
 
-        Cut: it ends before that, or, where other records have taken the place, with another value
-        or none. Deleted from, by age: it begins later; what compaction takes does not move that.
+        The publisher goes on from what there is.
         """
-        if published is None or not published.scores_id:
-            return
-        other, short = published.scores_id != logs.scores_id, held.end < published.scores_end
+        last = await self._reader.last(tp)
         ends = seal(last.key, last.value) if last is not None else ""
-        short = short or published.scores_last not in ("", ends)
-        aged = held.start > published.scores_start
-        if other or short or aged:
+        why = _why_lost(published, logs, found, ends)
+        if published is not None and why:
             self._lost = True
             log.error(
                 "values on scores were lost, publishing every user again",
                 extra={
                     "partition": self._partition,
-                    "why": "the topic was made again" * other
-                    or "the topic was cut" * short
-                    or "its beginning was deleted",
-                    "end": held.end,
+                    "why": why,
+                    "end": found.end,
                     "published_end": published.scores_end,
                 },
             )
+        publisher.scores_start, publisher.scores_end = found.start, found.end
+        publisher.scores_last = ends
+        if last is not None and last.value is None:
+            last = await self._reader.last(tp, before=last.offset, valued=True)
+        return revision(last.value) if last is not None else 0
 
     async def _publish_everybody(self, held: Held) -> None:
         """Where `scores` has lost values: sweep, at once or when a roll-back is made good."""
@@ -351,6 +348,22 @@ class Claims:
                 "users": len(held.rollback.users),
             },
         )
+
+
+def _why_lost(published: Published | None, logs: Logs, found: Bounds, ends: str) -> str:
+    """Was `scores` made again, cut below what a transaction had brought it to, or deleted from?
+
+    ends: seal of its last record. Cut: it ends before that, or, where other records have taken the
+    place, with another value or none. Deleted from, by age: it begins later; what compaction takes
+    does not move that.
+    """
+    if published is None or not published.scores_id:
+        return ""
+    if published.scores_id != logs.scores_id:
+        return "the topic was made again"
+    if found.end < published.scores_end or published.scores_last not in ("", ends):
+        return "the topic was cut"
+    return "its beginning was deleted" if found.start > published.scores_start else ""
 
 
 def _owes_everybody(last: Held | None) -> bool:

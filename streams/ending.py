@@ -22,3 +22,9 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_AGAIN_S)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def asked_to_end() -> bool:
+    """Whether the task that runs was cancelled, and not just what it waited for, by its driver."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

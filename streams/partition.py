@@ -226,8 +226,7 @@ class Owner:
             except (StreamsError, FeatureStoreError, KafkaError, OSError, TimeoutError) as error:
                 await self._forget(error)
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if ending.asked_to_end():
                     raise
                 await self._forget(PublishError(f"a driver was cancelled by itself: {error!r}"))
             except Exception as error:  # the same way back; the watchdog ends it

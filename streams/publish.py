@@ -2,10 +2,11 @@
 
 Per claim one Publisher with one transactional producer (`<app>-<partition>`). Starting it fences
 a zombie and waits until the zombie's open transaction has ended; only then is the last published
-record read. All commits that wait go into one transaction: each user's last document, the dead
-letters with their raw bytes, and one record on `<scores>.published` that names the last commit
-and its positions, and how far that has brought `scores`: a `scores` that was made again or cut
-since says so to the next claim. After that the outbox is trimmed up to the published entry.
+record read. The commits that wait go into one transaction, up to so many users: each user's last
+document, the dead letters with their raw bytes, and one record on `<scores>.published` that names
+the last commit and its positions, and where that has brought `scores`: one that was made again,
+cut or deleted from since says so to the next claim. After that the outbox is trimmed up to the
+published entry.
 A roll-back made good (streams/held.py) may take several, of which the last alone does so.
 
 There is one way back from every error: this publisher is thrown away and the partition claimed

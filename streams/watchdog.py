@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
 from streams import compaction, topics
-from streams.ending import end
+from streams.ending import asked_to_end, end
 from streams.errors import LogUnavailable, StreamsError
 from streams.gap import LogReader
 from streams.partition import Owner
@@ -78,8 +78,7 @@ class Watchdog:
                 except StreamsError as error:
                     self._give_up(str(error))
                 except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is None or task.cancelling():
+                    if asked_to_end():
                         raise
                     log.warning("watchdog: a driver was cancelled by itself")
                 except Exception as error:  # a driver's own: nobody would look any more

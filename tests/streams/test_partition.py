@@ -139,18 +139,24 @@ async def test_back_pressure_does_not_stop_the_way_out_of_a_roll_back(
         assert await owning.audit() == CLEAN
 
 
+def hold_publishing_up(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Nothing is published before the event is set."""
+    can, publish = asyncio.Event(), Publisher._publish
+
+    async def waits(self: Publisher) -> None:
+        await can.wait()
+        await publish(self)
+
+    monkeypatch.setattr(Publisher, "_publish", waits)
+    return can
+
+
 async def test_while_nothing_can_be_published_no_more_than_a_batch_is_read_ahead(
     stack: Stack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = one_partition(stack.bootstrap, topic_prefix, outbox_users=10, batch=20)
     async with Owning(settings) as owning:
-        owner, can, publish = owning.own(), asyncio.Event(), Publisher._publish
-
-        async def waits(self: Publisher) -> None:
-            await can.wait()
-            await publish(self)
-
-        monkeypatch.setattr(Publisher, "_publish", waits)
+        owner, can = owning.own(), hold_publishing_up(monkeypatch)
         await owning.send(2000)
         await owning.until(lambda: owner.outbox_users > 10)
         most = 0
@@ -169,13 +175,7 @@ async def test_large_dead_letters_that_wait_hold_processing_up_by_their_size(
     """Five thousand of a megabyte would be more than memory holds, or a transaction takes."""
     settings = one_partition(stack.bootstrap, topic_prefix, batch=2)
     async with Owning(settings) as owning:
-        owner, can, publish = owning.own(), asyncio.Event(), Publisher._publish
-
-        async def waits(self: Publisher) -> None:
-            await can.wait()
-            await publish(self)
-
-        monkeypatch.setattr(Publisher, "_publish", waits)
+        owner, can = owning.own(), hold_publishing_up(monkeypatch)
         topic = settings.kafka.sources[0]
         for _ in range(30):
             bad = b"{" + bytes(900_000)

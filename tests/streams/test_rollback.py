@@ -75,25 +75,33 @@ async def test_a_roll_back_of_many_users_is_made_good_in_many_transactions(
     assert await owning.audit() == CLEAN
 
 
+def at_the_second(owning: Owning, monkeypatch: pytest.MonkeyPatch, comes: object) -> list[int]:
+    """The second transaction from now on fails, and Redis is another; -> how many each sends."""
+    transact, sent = Publisher._transact, list[int]()
+
+    async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
+        sent.append(len(documents))
+        if len(sent) == 2:
+            owning.backing.restore(comes)
+            raise PublishError("the second of them")
+        await transact(self, documents, *others)
+
+    monkeypatch.setattr(Publisher, "_transact", breaks)
+    return sent
+
+
 async def test_what_was_said_of_a_roll_back_in_part_is_not_said_again_under_its_revisions(
     owning: Owning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis goes back once more, behind all that tells of it."""
-    before, transact, sent = owning.backing.snapshot(), Publisher._transact, list[int]()
+    before = owning.backing.snapshot()
     await owning.producer.send_and_wait(
         owning.settings.kafka.sources[0], b"{bad", key=b"u1", partition=0
     )
     await owning.send(40)
     await owning.settle()
 
-    async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
-        sent.append(len(documents))
-        if len(sent) == 2:
-            owning.backing.restore(before)
-            raise PublishError("the second of them")
-        await transact(self, documents, *others)
-
-    monkeypatch.setattr(Publisher, "_transact", breaks)
+    sent = at_the_second(owning, monkeypatch, before)
     owning.backing.restore(before)
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 2)
     await owning.settle()
@@ -149,16 +157,8 @@ async def test_a_redis_that_goes_back_and_then_forward_again_holds_what_was_said
         await owning.send(1, users=1)
         await owning.settle()
     before = len(await owning.scores())
-    transact, sent = Publisher._transact, list[int]()
-
-    async def breaks(self: Publisher, documents: dict[str, bytes], *others: Any) -> None:
-        sent.append(len(documents))
-        if len(sent) == 2 and said != "whole":
-            owning.backing.restore(newer)
-            raise PublishError("the second of them")
-        await transact(self, documents, *others)
-
-    monkeypatch.setattr(Publisher, "_transact", breaks)
+    if said != "whole":
+        at_the_second(owning, monkeypatch, newer)
     owning.backing.restore(older)
     await owning.until(lambda: owning.metrics.rolled_back._value.get() == 1)
     await owning.settle()
