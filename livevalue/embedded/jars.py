@@ -170,8 +170,11 @@ def _fetch_one(context: Any, jar: Jar, folder: Path) -> None:
         source: Path = context.project(group, artifact).at_version(version).artifact().resolve()
     except Exception as error:  # jgo raises RuntimeError, requests its own tree
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        # A network that looks into TLS has an authority of its own.
+        inspected = "CERTIFICATE_VERIFY_FAILED" in str(error)
+        trust = "set REQUESTS_CA_BUNDLE to the authorities of your network, " if inspected else ""
         raise StackError(
-            f"cannot fetch {jar.coordinate} ({first[0]}): check the network, name a Maven "
+            f"cannot fetch {jar.coordinate} ({first[0]}): check the network, {trust}name a Maven "
             "repository under [repositories] in ~/.config/jgo.conf, set KAFKA_HOME to an "
             "unpacked Kafka, or LIVEVALUE_KAFKA__BOOTSTRAP to a running one"
         ) from error

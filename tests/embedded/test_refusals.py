@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import trustme
 
 from livevalue.embedded import Stack, StackError, cds, jars, java, kafka
 from livevalue.embedded.kafka import Kafka
@@ -191,6 +195,24 @@ def test_no_network_names_the_three_ways_out(tmp_path: Path) -> None:
         jars._fetch_one(context, jars.read_lock().jars[0], tmp_path)
     for way in ("[repositories]", "KAFKA_HOME", "LIVEVALUE_KAFKA__BOOTSTRAP"):
         assert way in str(caught.value)
+
+
+def test_a_network_that_looks_into_tls_is_told_how_to_be_trusted(tmp_path: Path) -> None:
+    """As it is met by who does not know its authority: each answers by a certificate of its own."""
+    from jgo.maven import MavenContext
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        Thread(target=server.serve_forever, daemon=True).start()
+        repository = f"https://127.0.0.1:{server.server_port}"
+        context = MavenContext(
+            repo_cache=tmp_path / "cache", remote_repos={"inspected": repository}, timeout=2
+        )
+        with pytest.raises(StackError, match="set REQUESTS_CA_BUNDLE to the authorities"):
+            jars._fetch_one(context, jars.read_lock().jars[0], tmp_path)
+        server.shutdown()
 
 
 def test_a_truncated_jar_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
